@@ -1,0 +1,39 @@
+# make demo   sets up and runs the whole thing in miniature, from nothing
+# make test   sets up and passes the checks and tests
+# make bench  [ONLY=name]   one JSON line per figure
+# make soak   the long tests
+
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install demo check test bench soak clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/kaizend demo
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	./systemd/check
+
+test: check
+	$(BIN)/pytest
+
+bench: install
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+soak: install
+	$(BIN)/pytest -m long
+
+clean:
+	rm -rf .venv build *.egg-info

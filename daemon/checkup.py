@@ -1,0 +1,101 @@
+"""`kaizend check`: is everything ready for a start? Files and headers only; no weight is read, nothing is changed."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from daemon.genesis import model_folders, resolved_tasks
+from daemon.places import find_config, read_places
+from daemon.reports import out
+from daemon.settings import Settings, load_settings
+from daemon.wiring import device_of
+from safety.bounds import Bounds, load_bounds
+from safety.gate import fewest_guard_items, level, smallest_gain
+from safety.preflight import licence_of, preflight
+from safety.yardstick.items import TaskSpec
+from state.code import PACKAGES
+
+Finding = tuple[str, bool, str]          # what was looked at, whether it is as it must be, in words
+
+
+def run_checkup(config: Path | None, as_json: bool) -> int:
+    """Print every finding. Returns 0 when all is well and 2 when something needs a person."""
+    places = read_places(find_config(config))
+    settings, bounds = load_settings(places.config), load_bounds(places.bounds)
+    root = places.config.parent
+    tasks = resolved_tasks(settings, root)
+    found: list[Finding] = [
+        ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
+        *_packages(), *_models(settings, root, bounds), *_data(settings, root), *_tasks(tasks, bounds),
+        *_host(settings, places.state, bounds),
+    ]
+    fine = all(well for _, well, _ in found)
+    if as_json:
+        out({"ready": fine, "findings": [{"what": what, "ok": well, "text": text} for what, well, text in found]})
+    words = sys.stderr if as_json else sys.stdout
+    for what, well, text in found:
+        words.write(f"{'ok     ' if well else 'PROBLEM'} {what:<16} {text}\n")
+    return 0 if fine else 2
+
+
+def _packages() -> Iterator[Finding]:
+    """Each of the four short package names must come from this checkout."""
+    home = Path(__file__).resolve().parent.parent
+    for name in PACKAGES:
+        place = Path(str(importlib.import_module(name).__file__)).resolve()
+        if home not in place.parents:
+            yield "packages", False, f"package {name!r} comes from {place.parent}: run kaizend in its own environment"
+            return
+    yield "packages", True, f"{', '.join(PACKAGES)} come from {home}"
+
+
+def _models(settings: Settings, root: Path, bounds: Bounds) -> Iterator[Finding]:
+    folders = model_folders(settings, root)
+    problems = preflight(list(dict.fromkeys(folders.values())), bounds)
+    for problem in problems:
+        yield f"model {problem.check}", False, str(problem)
+    if not problems:
+        for name, folder in folders.items():
+            yield "model", True, f"{name}: {folder} ({licence_of(folder)})"
+
+
+def _data(settings: Settings, root: Path) -> Iterator[Finding]:
+    for name, path in settings.data.items():
+        file = root / path
+        if not file.is_file():
+            yield "data", False, f"data.{name}: {file} is not a file"
+        elif file.stat().st_size == 0:
+            yield "data", False, f"data.{name}: {file} is empty"
+        else:
+            yield "data", True, f"{name}: {file} (overlap with sealed items is checked when they are drawn)"
+
+
+def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
+    """What the vault can show and whether the guards can pass at all."""
+    vault = sum(task.vault_items for task in tasks if task.role == "target")
+    if not vault:
+        yield "vault", False, "no target task has vault_items: nothing could ever be released"
+    for k in (1, 10):
+        gain: Any = smallest_gain(vault, level(k, bounds.gate.alpha)) if vault else None
+        text = f"{100 * gain:.1f} points" if gain else "none: more vault_items are needed"
+        yield "vault", gain is not None, f"smallest gain that {vault} items show at nomination {k}: {text}"
+    for task in tasks:
+        if task.role != "guard":
+            continue
+        needed = fewest_guard_items(bounds.guards.of(task.name))
+        yield "guard", task.guard_items >= needed, (
+            f"{task.name}: {task.guard_items} items, at least {needed} are needed for a margin of "
+            f"{bounds.guards.of(task.name):g}"
+        )
+
+
+def _host(settings: Settings, state: Path, bounds: Bounds) -> Iterator[Finding]:
+    existing = next(folder for folder in (state, *state.parents) if folder.exists())
+    free, needed = shutil.disk_usage(existing).free / 2**30, bounds.resources.min_disk_free_gib
+    yield "disk", free >= needed, f"{free:.1f} GiB free for {state}, {needed:g} must remain"
+    yield "device", True, f"{device_of(settings)}, {settings.service.workers} workers of {settings.threads} threads"

@@ -1,0 +1,127 @@
+"""How a life begins: the operator's models and data enter the registry, the sealed splits are made, stable is set.
+
+All of it is one GENESIS row, written last: a start that was cut short is made again, and what was done answers at
+once. Later starts read the row. Invariant: the tasks, and with them vault and guards, are the same for a whole life.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.settings import Settings
+from safety.bounds import Bounds
+from safety.preflight import preflight
+from safety.yardstick.items import TaskSpec
+from safety.yardstick.tasks import pinned
+from state.errors import ConfigurationError, UserError
+from state.jobs import JobFailed, JobSpec, Runner
+from state.ledger import Ledger
+from state.records import Actor, Channel, Entry, Event, JsonObject
+from state.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Beginnings:
+    """What the GENESIS row says: digests of models, data and sealed splits, and the tasks."""
+
+    start: str
+    base: str
+    parents: tuple[str, ...]
+    data: dict[str, str]
+    tasks: tuple[TaskSpec, ...]
+    seal: str
+    guard: str
+    vault: str
+
+    @property
+    def targets(self) -> tuple[TaskSpec, ...]:
+        return tuple(task for task in self.tasks if task.role == "target")
+
+    def to_json(self) -> JsonObject:
+        return {
+            "start": self.start, "base": self.base, "parents": list(self.parents), "data": self.data,
+            "tasks": [task.to_json() for task in self.tasks], "seal": self.seal, "guard": self.guard,
+            "vault": self.vault,
+        }
+
+    @classmethod
+    def from_json(cls, body: JsonObject) -> Beginnings:
+        return cls(
+            body["start"], body["base"], tuple(body["parents"]), body["data"],
+            tuple(TaskSpec.from_json(task) for task in body["tasks"]), body["seal"], body["guard"], body["vault"],
+        )
+
+
+def model_folders(settings: Settings, root: Path) -> dict[str, Path]:
+    """Every model that kaizend.toml names, by what it is."""
+    models = settings.models
+    return {
+        "models.start": root / models.start, "models.base": root / models.base,
+        **{f"models.parents[{i}]": root / parent for i, parent in enumerate(models.parents)},
+    }
+
+
+def begin(
+    settings: Settings, root: Path, ledger: Ledger, registry: Registry, runner: Runner, bounds: Bounds, code: str
+) -> Beginnings:
+    """Read the GENESIS row, or make it. Raises UserError for models, data or tasks that cannot be used."""
+    tasks = resolved_tasks(settings, root)
+    row = ledger.latest(Event.GENESIS)
+    if row is not None:
+        beginnings = Beginnings.from_json(row.change)
+        if beginnings.tasks != tasks:
+            raise ConfigurationError(
+                "the tasks of kaizend.toml are not those this state folder began with (they hold its vault): "
+                "put them back, or begin a new state folder with service.state"
+            )
+        return beginnings
+    folders = model_folders(settings, root)
+    problems = preflight(list(folders.values()), bounds)
+    if problems:
+        more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
+        raise UserError(f"{problems[0]}{more}")
+    data = {name: registry.add_copy(_existing(root / path, name), "data") for name, path in settings.data.items()}
+    sealed = _seal(tasks, data, runner, code, settings.seed)
+    models = {name: registry.add_copy(folder, "model") for name, folder in folders.items()}
+    beginnings = Beginnings(
+        models["models.start"], models["models.base"],
+        tuple(models[f"models.parents[{i}]"] for i in range(len(settings.models.parents))),
+        data, tasks, sealed["seal"], sealed["guard"], sealed["vault"],
+    )
+    ledger.append(
+        Entry(
+            Event.GENESIS, "first start: models, data and sealed splits as configured", result=beginnings.start,
+            change=beginnings.to_json(), evidence={"code": code, "seed": settings.seed}, actor=Actor.OPERATOR,
+        ),
+        move={Channel.STABLE: beginnings.start, Channel.WORKING: beginnings.start},
+    )
+    return beginnings
+
+
+def resolved_tasks(settings: Settings, root: Path) -> tuple[TaskSpec, ...]:
+    """The tasks with the paths of their files absolute and their contents pinned by digest."""
+    resolved = []
+    for task in settings.tasks:
+        source = dict(task.get("source", {}))
+        if "path" in source:
+            source["path"] = str((root / str(source["path"])).resolve())
+        resolved.append(pinned(TaskSpec.from_json({**task, "source": source})))
+    return tuple(resolved)
+
+
+def _existing(path: Path, name: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"data.{name}: {path} is not a file")
+    return path
+
+
+def _seal(tasks: tuple[TaskSpec, ...], data: dict[str, str], runner: Runner, code: str, seed: int) -> dict[str, str]:
+    spec = JobSpec(
+        "seal", {f"data:{name}": digest for name, digest in data.items()},
+        {"tasks": [task.to_json() for task in tasks]}, seed, code,
+    )
+    try:
+        return dict(runner.run(spec).outputs)
+    except JobFailed as failure:
+        raise UserError(str(failure)) from failure

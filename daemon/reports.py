@@ -1,0 +1,279 @@
+"""The reading commands: status, log, show, diff, lineage. They open the database read-only and import next to nothing.
+
+What a row looks like in words is in `daemon.words`. Invariant: nothing here writes, and nothing here waits for the
+daemon longer than a moment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from daemon.control import NotRunning, ask
+from daemon.places import Places, find_config, read_places
+from daemon.words import change_in_words, differences, model_name, row_in_words, story
+from state.errors import UserError
+from state.reading import Reading
+from state.records import Event, JsonObject, LoopName, Row, Verdict
+
+SHOWN = tuple(str(event) for event in Event if event is not Event.OPENED)
+FOLLOW_SECONDS = 0.5
+STATUS_SECONDS = 2.0
+RUNNING, DEGRADED, PAUSED, NOT_RUNNING = 0, 1, 2, 3
+
+
+def places_of(config: Path | None) -> Places:
+    return read_places(find_config(config))
+
+
+def out(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def status_report(config: Path | None, as_json: bool) -> int:
+    """What is in force and what is going on. Returns the exit code that says how the daemon is."""
+    places = places_of(config)
+    try:
+        answer = ask(places.socket, {"command": "status"}, STATUS_SECONDS)
+    except NotRunning:
+        answer = {"state": "not running"}
+    except UserError as error:
+        answer = {"state": f"degraded: {error}"}
+    with Reading(places.database) as reading:
+        counts, channels, in_flight = reading.counts(), reading.channels(), reading.open_cycles()
+    body: JsonObject = {
+        "state": answer["state"],
+        "working": channels.get("working"),
+        "stable": channels.get("stable"),
+        "cycle": None if not in_flight else {
+            "id": in_flight[0].id, "loop": in_flight[0].loop, "change": in_flight[0].candidate.change,
+            "inside": [{"id": cycle.id, "loop": cycle.loop} for cycle in in_flight[1:]],
+        },
+        "jobs": answer.get("jobs", []),
+        "counts": counts["cycles"],
+        "releases": counts["releases"],
+        "rows": counts["rows"],
+        "budgets_left": answer.get("budgets_left", {}),
+        "version": answer.get("version"),
+    }
+    if as_json:
+        out(body)
+    else:
+        sys.stdout.write(_status_in_words(places, body))
+    return _status_code(body["state"])
+
+
+def _status_code(state: str) -> int:
+    for word, code in (("running", RUNNING), ("draining", RUNNING), ("paused", PAUSED), ("not running", NOT_RUNNING)):
+        if state.startswith(word):
+            return code
+    return DEGRADED
+
+
+def _status_in_words(places: Places, body: JsonObject) -> str:
+    lines = [f"kaizend  {body['state']}", f"state    {places.state}"]
+    for channel in ("stable", "working"):
+        pointer = body[channel]
+        lines.append(f"{channel:<8} " + (f"{pointer['digest'][:12]} since row {pointer['row']}" if pointer else "none"))
+    cycle = body["cycle"]
+    if cycle:
+        inside = "".join(f" > {inner['loop']} {inner['id']}" for inner in cycle["inside"])
+        lines.append(f"cycle    {cycle['loop']} {cycle['id']}: {change_in_words(cycle['change'])}{inside}")
+    lines += [f"job      {job['kind']} for {job['seconds']:.0f} s" for job in body["jobs"]]
+    for loop, verdicts in body["counts"].items():
+        lines.append(f"{loop:<13}" + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
+    if body["releases"]:
+        lines.append("releases     " + ", ".join(f"{count} {verdict}" for verdict, count in body["releases"].items()))
+    lines += [f"left today   {name}: {left:g}" for name, left in body["budgets_left"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def log_report(
+    config: Path | None, count: int, loop: str | None, verdict: str | None, since: str | None, follow: bool,
+    oneline: bool, everything: bool, as_json: bool,
+) -> None:
+    """Rows that fit, the newest last; with `follow` the ones to come as well."""
+    places = places_of(config)
+    wanted: dict[str, Any] = {
+        "loop": _one_of("--loop", loop, LoopName), "verdict": _one_of("--verdict", verdict, Verdict),
+        "since": since and moment(since, datetime.now(UTC)),
+        "events": () if everything else SHOWN,
+    }
+    if loop or verdict:
+        wanted["events"] = () if everything or verdict else (str(Event.CLOSED), str(Event.ALARM))
+    with Reading(places.database) as reading:
+        rows = reading.rows(limit=count, **wanted)
+        _print_rows(rows, oneline, as_json)
+        last = rows[-1].id if rows else reading.head()[0]
+        while follow:
+            time.sleep(FOLLOW_SECONDS)
+            rows = reading.rows(limit=1000, after=last, **{**wanted, "since": None})
+            _print_rows(rows, oneline, as_json)
+            last = rows[-1].id if rows else last
+            sys.stdout.flush()
+
+
+def _print_rows(rows: list[Row], oneline: bool, as_json: bool) -> None:
+    for row in rows:
+        if as_json:
+            out(row.to_json())
+        elif oneline:
+            sys.stdout.write(f"{row.id} {row.verdict or row.event} {row.reason}\n")
+        else:
+            sys.stdout.write(row_in_words(row, colour=sys.stdout.isatty()) + "\n")
+
+
+def _one_of(option: str, value: str | None, choices: Any) -> str | None:
+    if value is None:
+        return None
+    found = [str(choice) for choice in choices if str(choice).lower() == value.lower()]
+    if not found:
+        raise UserError(f"{option} {value}: one of {', '.join(str(choice) for choice in choices)}")
+    return found[0]
+
+
+def moment(text: str, now: datetime) -> str:
+    """A UTC time as rows carry it, from an ISO time (local where it has no zone) or an age such as 90s, 30m, 2h, 7d."""
+    age = re.fullmatch(r"(\d+)([smhd])", text)
+    if age:
+        seconds = int(age[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[age[2]]
+        then = now - timedelta(seconds=min(seconds, 3_000_000_000))
+    else:
+        try:
+            then = datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"--since {text}: a time like 2026-01-31T08:00, or an age like 30m, 2h or 7d") from error
+    return then.isoformat(timespec="seconds").removesuffix("+00:00")
+
+
+def show_report(config: Path | None, number: int, as_json: bool) -> None:
+    """One row, and where it belongs to a cycle, the cycle's whole story."""
+    with Reading(places_of(config).database) as reading:
+        row = reading.row(number)
+        if row is None:
+            raise UserError(f"there is no row {number}: the last one is {reading.head()[0]}")
+        cycle_id = row.cycle or (row.id if row.event == Event.OPENED else None)
+        rows = reading.cycle_rows(cycle_id) if cycle_id else []
+        opening = reading.row(cycle_id) if cycle_id else None
+        rows = [opening, *(r for r in rows if r.id != cycle_id)] if opening else [row]
+        inside = [_closing_row(reading, child.id) for child in reading.children(cycle_id)] if cycle_id else []
+        body: JsonObject = {**row.to_json(), "story": [r.to_json() for r in rows if r], "children": inside}
+    if as_json:
+        out(body)
+    else:
+        sys.stdout.write(story(row, [r for r in rows if r], inside))
+
+
+def _closing_row(reading: Reading, cycle: int) -> JsonObject:
+    rows = [row for row in reading.cycle_rows(cycle) if row.event == Event.CLOSED]
+    opening = reading.row(cycle)
+    found = rows[-1] if rows else opening
+    return found.to_json() if found else {"id": cycle}
+
+
+def diff_report(config: Path | None, a: str, b: str, as_json: bool) -> None:
+    """Two rows by their change and evidence, or two models by their configuration and tensors."""
+    places = places_of(config)
+    with Reading(places.database) as reading:
+        if a.isdecimal() and b.isdecimal():
+            first, second = (_row_named(reading, name) for name in (a, b))
+            left, right = ({"change": r.change, "evidence": r.evidence, "verdict": r.verdict, "base": r.base,
+                            "result": r.result} for r in (first, second))
+        else:
+            left, right = (_model_facts(places, reading, name) for name in (a, b))
+    found = differences(left, right)
+    if as_json:
+        out({"a": a, "b": b, "differences": [{"key": key, "a": x, "b": y} for key, x, y in found]})
+        return
+    for key, x, y in found:
+        sys.stdout.write(f"{key}\n  - {x}\n  + {y}\n")
+    if not found:
+        sys.stdout.write("no difference\n")
+
+
+def _row_named(reading: Reading, name: str) -> Row:
+    row = reading.row(int(name))
+    if row is None:
+        raise UserError(f"there is no row {name}")
+    return row
+
+
+def digest_named(reading: Reading, name: str) -> str:
+    """The model that a row id, a channel or a (shortened) digest names. Raises UserError."""
+    channels = reading.channels()
+    if name in channels:
+        return str(channels[name]["digest"])
+    if name.isdecimal() and len(name) < 12:
+        row = _row_named(reading, name)
+        if not row.result:
+            raise UserError(f"no model came out of row {name}")
+        return row.result
+    artefact = reading.artefact(name) if re.fullmatch(r"[0-9a-f]{6,64}", name) else None
+    if artefact is None:
+        raise UserError(f"{name}: not a row, a channel or a known digest")
+    return str(artefact["digest"])
+
+
+def artefact_path(places: Places, digest: str) -> Path:
+    return places.state / "artifacts" / digest[:2] / digest
+
+
+def _model_facts(places: Places, reading: Reading, name: str) -> JsonObject:
+    """Configuration, tensor shapes and file digests of a model: a folder, or what `digest_named` finds."""
+    from safety.headers import facts_of, read_json
+
+    folder = Path(name)
+    if not folder.is_dir() or name in reading.channels():
+        folder = artefact_path(places, digest_named(reading, name))
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name}: not a model folder")
+    facts: JsonObject = {"config": read_json(folder / "config.json"), "facts": facts_of(folder)}
+    recipe = folder / "kaizend.json"
+    return facts | ({"recipe": read_json(recipe)} if recipe.is_file() else {})
+
+
+def lineage_report(config: Path | None, name: str | None, dot: bool) -> None:
+    """The ancestors of a model, each with the change that made it, back to the operator's own."""
+    with Reading(places_of(config).database) as reading:
+        digest = digest_named(reading, name or "stable")
+        edges = ancestry(reading, digest)
+    if dot:
+        lines = [f'  "{model_name(parent)}" -> "{model_name(child)}" [label="{label}"];'
+                 for child, label, parents in edges for parent in parents]
+        sys.stdout.write("digraph lineage {\n  rankdir=BT;\n  node [shape=box];\n" + "\n".join(lines) + "\n}\n")
+        return
+    for child, label, parents in edges:
+        sys.stdout.write(f"{model_name(child)}  {label}\n")
+        for parent in parents:
+            sys.stdout.write(f"    from {model_name(parent)}\n")
+
+
+def ancestry(reading: Reading, digest: str) -> list[tuple[str, str, list[str]]]:
+    """(model, how it was made, models it was made from), the model itself first, every model once."""
+    edges: list[tuple[str, str, list[str]]] = []
+    seen, queue = {digest}, [digest]
+    while queue:
+        model = queue.pop(0)
+        made = [row for row in reading.rows_with_result(model) if row.event == Event.CLOSED and row.result != row.base]
+        row = _maker(reading, made)
+        parents: list[str] = []
+        label = "as it was given"
+        if row is not None:
+            change = row.change
+            parents = list(dict.fromkeys([*change.get("parents", []), *filter(None, [change.get("base"), row.base])]))
+            parents = [parent for parent in parents if parent != model]
+            label = f"row {row.id}: {change_in_words(change)}"
+        edges.append((model, label, parents))
+        queue += [parent for parent in parents if parent not in seen]
+        seen.update(parents)
+    return edges
+
+
+def _maker(reading: Reading, made: list[Row]) -> Row | None:
+    """The innermost cycle out of which a model came: the one that says most of how it was made."""
+    return max(made, key=lambda row: (row.parent is not None, -row.id), default=None)

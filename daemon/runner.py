@@ -1,0 +1,329 @@
+"""LocalRunner: runs jobs in worker processes of this host, and holds nothing that a restart would miss.
+
+A finished job answers from the job book. Any other is started (recorded first), watched, and ended in one of five
+ways: done, its outputs adopted by the registry; failed, in its own words; out of time; its worker dead too often; or
+parked, because the service is stopping. Its scratch folder stays only where it may be run again: after a park or a
+kill, so that it continues from what it saved. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from daemon.pool import Pool, Worker
+from daemon.scratch import discard, open_again, sweep
+from daemon.wire import Closed
+from state.errors import StateError
+from state.failpoints import failpoint
+from state.jobbook import JobBook
+from state.jobs import JobFailed, JobResult, JobSpec, Parked
+from state.records import Cost, JsonObject, Verdict
+from state.registry import Registry
+
+TRIALS: Final = frozenset({"train", "segment"})
+"""Kinds that get a process of their own: what they leave in memory ends with them."""
+MAY_READ_THE_VAULT: Final = frozenset({"gate", "report"})
+ARTEFACT_KINDS: Final = frozenset({"model", "checkpoint", "scores", "data", "vault", "guard", "seal"})
+MOST_ATTEMPTS: Final = 3
+TICK_SECONDS: Final = 0.1
+START_SECONDS: Final = 300.0
+
+
+def ignore_progress(kind: str, done: float, note: str) -> None:
+    """The default `on_progress`."""
+
+
+class LocalRunner:
+    """Satisfies `state.jobs.Runner` with at most `workers` jobs at once. `run` may be called by several threads.
+
+    `folder` holds scratch folders by job digest and worker.log, and must be on the registry's file system. `stopping`
+    is asked all the time: once true, a job gets `grace_seconds` to end and is then put aside. `table` is a Python
+    file whose JOBS replaces the table of jobs; `unit` the socket of a worker unit to use instead of own processes.
+    `on_progress(kind, done, note)` is called by the thread that runs the job. `last_moved` is the monotonic time at
+    which a thread of the runner last looked after its job.
+    """
+
+    def __init__(
+        self, registry: Registry, jobbook: JobBook, *, folder: Path, workers: int = 1, device: str = "cpu",
+        threads: int = 1, code: str = "", stopping: Callable[[], bool] = lambda: False, grace_seconds: float = 3.0,
+        on_progress: Callable[[str, float, str], None] = ignore_progress, table: Path | None = None,
+        unit: Path | None = None,
+    ) -> None:
+        self.registry = registry
+        self.jobbook = jobbook
+        self.folder = folder.absolute()
+        self.workers = workers
+        self.device = device
+        self.threads = threads
+        self.code = code
+        self.stopping = stopping
+        self.grace_seconds = grace_seconds
+        self.on_progress = on_progress
+        self.last_moved = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._pool = Pool(self.folder, threads, code, table, unit)
+        self._places = threading.BoundedSemaphore(workers)
+        self._changed = threading.Condition()
+        self._running: dict[str, JsonObject] = {}
+
+    def start(self) -> None:
+        """Throw old scratch away and begin to start the nursery, without waiting for it."""
+        sweep(self.folder, lambda digest: self.jobbook.result(digest) is not None)
+        self._pool.nursery()
+
+    def wait_ready(self, timeout_seconds: float = START_SECONDS) -> bool:
+        """Whether workers can be forked, after waiting at most so long."""
+        return self._pool.nursery().wait_started(timeout_seconds)
+
+    def close(self) -> None:
+        """End the nursery and every worker. A runner that is closed runs nothing more."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, spec: JobSpec, *, timeout_seconds: float | None = None) -> JobResult:
+        """Run one job to its end. The time counts from when a worker has the job. Raises JobFailed or Parked."""
+        digest = spec.digest
+        with self._alone(spec, digest):
+            if (finished := self._finished(digest)) is not None:
+                return finished
+            inputs = self._resolve(spec)
+            scratch = self.folder / digest
+            open_again(scratch)
+            try:
+                with self._place():
+                    told, seconds = self._carry_out(spec, scratch, inputs, timeout_seconds)
+                result = self._keep(spec, told, seconds)
+            except (JobFailed, StateError):
+                discard(scratch)
+                raise
+            discard(scratch)
+            return result
+
+    def run_all(
+        self, specs: Sequence[JobSpec], *, timeout_seconds: float | None = None
+    ) -> list[JobResult | JobFailed]:
+        """Run several jobs, as many at once as there are workers; each has `timeout_seconds` of its own."""
+
+        def one(spec: JobSpec) -> JobResult | JobFailed:
+            try:
+                return self.run(spec, timeout_seconds=timeout_seconds)
+            except JobFailed as failure:
+                return failure
+
+        if self.workers == 1 or len(specs) < 2:
+            return [one(spec) for spec in specs]
+        with ThreadPoolExecutor(min(self.workers, len(specs)), "job") as threads:
+            running: list[Future[JobResult | JobFailed]] = [threads.submit(one, spec) for spec in specs]
+        return [future.result() for future in running]
+
+    def in_flight(self) -> list[JsonObject]:
+        """The jobs being run now: digest, kind, seconds since they were asked for, pid of the worker or None."""
+        now = time.monotonic()
+        with self._changed:
+            return [
+                {"digest": digest, "kind": job["kind"], "seconds": now - job["since"], "pid": job["pid"]}
+                for digest, job in self._running.items()
+            ]
+
+    def pids(self) -> tuple[int | None, list[int]]:
+        """The process ids of the nursery and of all living workers, idle ones included."""
+        nursery, idle = self._pool.pids()
+        busy = [job["pid"] for job in self.in_flight() if job["pid"] is not None]
+        return nursery, sorted({*idle, *busy})
+
+    # --- before ---------------------------------------------------------------------------------------------------
+
+    def _finished(self, digest: str) -> JobResult | None:
+        """The kept result, unless one of its artefacts has been given up since."""
+        result = self.jobbook.result(digest)
+        if result is None or not all(self.registry.holds(output) for output in result.outputs.values()):
+            return None
+        return result
+
+    def _resolve(self, spec: JobSpec) -> dict[str, str]:
+        """Paths of the inputs. Raises JobFailed for one that is missing, or that this kind of job may not read."""
+        if self.code and spec.code and spec.code != self.code:
+            raise JobFailed(f"{spec.kind}: the job was made for another version of the program")
+        paths = {}
+        for name, digest in spec.inputs.items():
+            if not self.registry.holds(digest):
+                raise JobFailed(f"{spec.kind}: the registry does not hold its input {name!r} ({digest[:12]})")
+            if self.registry.kind(digest) == "vault" and spec.kind not in MAY_READ_THE_VAULT:
+                raise JobFailed(f"{spec.kind}: its input {name!r} is the vault, which this kind of job may not read")
+            paths[name] = str(self.registry.path(digest).absolute())
+        return paths
+
+    @contextmanager
+    def _alone(self, spec: JobSpec, digest: str) -> Iterator[None]:
+        """Hold a digest: a second call for the same job waits, and finds the result."""
+        with self._changed:
+            while digest in self._running:
+                self._changed.wait(TICK_SECONDS)
+                self._step()
+            self._running[digest] = {"kind": spec.kind, "since": time.monotonic(), "pid": None}
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._running[digest]
+                self._changed.notify_all()
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the `workers` places. Raises Parked when the service stops meanwhile."""
+        self._step()
+        while not self._places.acquire(timeout=TICK_SECONDS):
+            self._step()
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def _step(self) -> None:
+        """Between two moments of waiting. Raises Parked."""
+        self.last_moved = time.monotonic()
+        if self.stopping():
+            raise Parked
+
+    # --- during ---------------------------------------------------------------------------------------------------
+
+    def _carry_out(
+        self, spec: JobSpec, scratch: Path, inputs: Mapping[str, str], timeout_seconds: float | None
+    ) -> tuple[JsonObject, float]:
+        """What the job told when it was done, and how long workers had it, lost attempts included."""
+        order = {
+            "job": spec.to_json(), "folder": str(scratch), "inputs": inputs, "device": self.device,
+            "threads": self.threads,
+        }
+        allowed_seconds = math.inf if timeout_seconds is None else timeout_seconds
+        seconds, ending = 0.0, ""
+        for _ in range(MOST_ATTEMPTS):
+            worker = self._worker(spec)
+            if worker is None:
+                ending = "no worker could be started (worker.log says why)"
+                continue
+            self._note_pid(spec, worker.pid)
+            self.jobbook.started(spec, worker.pid)
+            failpoint("runner.started")
+            began = time.monotonic()
+            try:
+                last = self._watch(worker, spec, order, began, allowed_seconds - seconds)
+                if "failed" in last:
+                    raise JobFailed(f"{spec.kind}: {last['failed']}")
+                seconds += time.monotonic() - began
+                self._part(worker, spec)
+                return last["done"], seconds
+            except Closed:
+                seconds += time.monotonic() - began
+                ending = how_it_ended(worker.nursery.ending(worker.pid))
+                worker.kill()
+            except BaseException:
+                worker.kill()
+                raise
+            finally:
+                self._note_pid(spec, None)
+        raise JobFailed(f"{spec.kind}: {ending}, in {MOST_ATTEMPTS} attempts")
+
+    def _worker(self, spec: JobSpec) -> Worker | None:
+        """A warm worker, or a new one for a trial; None where it died before its first word."""
+        if spec.kind not in TRIALS and (warm := self._pool.idle_worker()) is not None:
+            return warm
+        try:
+            nursery = self._pool.nursery()
+        except Closed:
+            raise Parked from None
+        wire = nursery.fork()
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            while (hello := wire.receive(TICK_SECONDS)) is None:
+                self._step()
+                if time.monotonic() > deadline:
+                    raise JobFailed(f"{spec.kind}: no worker was ready within {START_SECONDS:.0f} seconds")
+        except Closed:
+            wire.close()
+            nursery.settle()
+            if nursery.refusal:
+                raise JobFailed(f"{spec.kind}: {nursery.refusal}") from None
+            return None
+        except BaseException:
+            wire.close()                            # the worker ends as soon as it finds nobody to greet
+            raise
+        return Worker(nursery, wire, hello["hello"])
+
+    def _watch(
+        self, worker: Worker, spec: JobSpec, order: JsonObject, began: float, allowed_seconds: float
+    ) -> JsonObject:
+        """The worker's last word. Raises Closed when it died, JobFailed when its time is up, or Parked."""
+        worker.wire.send(order)
+        give_up = math.inf
+        while True:
+            message = worker.wire.receive(TICK_SECONDS)
+            if message is not None and "progress" not in message:
+                return message
+            if message is not None:
+                self.on_progress(spec.kind, *message["progress"])
+            now = self.last_moved = time.monotonic()
+            if now - began > allowed_seconds:
+                raise JobFailed(f"{spec.kind}: not done when its {now - began:.0f} seconds were up", Verdict.TIMED_OUT)
+            if give_up == math.inf and self.stopping():
+                give_up = now + self.grace_seconds
+            if now > give_up:
+                raise Parked
+
+    def _part(self, worker: Worker, spec: JobSpec) -> None:
+        """After a job that was done. A failed one costs its worker: it may have left a model half changed."""
+        if spec.kind in TRIALS:
+            worker.dismiss()
+        else:
+            self._pool.take_back(worker)
+
+    def _note_pid(self, spec: JobSpec, pid: int | None) -> None:
+        with self._changed:
+            self._running[spec.digest]["pid"] = pid
+
+    # --- after ----------------------------------------------------------------------------------------------------
+
+    def _keep(self, spec: JobSpec, told: JsonObject, seconds: float) -> JobResult:
+        """Adopt the outputs and record the result."""
+        failpoint("runner.produced")
+        outputs = {
+            name: self.registry.adopt(Path(path), artefact_kind(name)) for name, path in sorted(told["outputs"].items())
+        }
+        failpoint("runner.adopted")
+        gpu_seconds = seconds if self.device.startswith("cuda") else 0.0
+        result = JobResult(told["values"], outputs, Cost(seconds, gpu_seconds, told["items"], told["tokens"]))
+        self.jobbook.finished(spec, result)
+        failpoint("runner.finished")
+        return result
+
+
+def artefact_kind(output: str) -> str:
+    """The kind under which an output is kept: its name up to a colon where that is a kind, else data."""
+    kind = output.partition(":")[0]
+    return kind if kind in ARTEFACT_KINDS else "data"
+
+
+def how_it_ended(status: int | None) -> str:
+    """The end of a worker in words."""
+    if status is None:
+        return "the worker died with its nursery"
+    if status < 0:
+        hint = ", as the kernel does when memory runs out" if -status == signal.SIGKILL else ""
+        return f"the worker was killed by signal {-status} ({signal.Signals(-status).name}{hint})"
+    return f"the worker ended by itself with status {status}"

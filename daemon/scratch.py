@@ -1,0 +1,35 @@
+"""A job's scratch folder: named by the job's digest, private, and kept exactly as long as the job may be run again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+DIGEST_LENGTH: Final = 64
+KEPT_DAYS: Final = 7.0
+"""How long the folder of a job that nobody came back for is kept."""
+
+
+def open_again(scratch: Path) -> None:
+    """Make the folder if it is not there. What a kill during adoption left read-only in it can be written again."""
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    for file in scratch.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | 0o200)
+
+
+def discard(scratch: Path) -> None:
+    """Remove the folder. What cannot be removed now is tried again by `sweep`."""
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sweep(folder: Path, finished: Callable[[str], bool]) -> None:
+    """Remove the scratch below `folder` of jobs that are finished by their digest, or that are older than KEPT_DAYS."""
+    oldest = time.time() - KEPT_DAYS * 86400
+    for scratch in folder.iterdir():
+        is_scratch = len(scratch.name) == DIGEST_LENGTH and scratch.is_dir()
+        if is_scratch and (scratch.stat().st_mtime < oldest or finished(scratch.name)):
+            discard(scratch)

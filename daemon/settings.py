@@ -1,0 +1,122 @@
+"""kaizend.toml as one frozen tree. Every key has a unit in its name and a default where one is sensible.
+
+What may never be exceeded is not here but in bounds.toml (`safety.bounds`). Invariant: an unknown key, a wrong type or
+a path outside what exists is an error of one line that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from daemon.places import read_toml
+from loops.architecture.settings import ArchitectureSettings
+from loops.pipeline.loop import PipelineSettings
+from loops.reward.loop import RewardSettings
+from safety.yardstick.items import TaskError, TaskSpec
+from state.errors import UserError
+from state.records import Budget
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServiceSettings(Section):
+    """How the daemon runs on this host."""
+
+    state: str = "var"
+    bounds: str = "bounds.toml"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(1, ge=1, le=64)
+    threads: int = Field(0, ge=0, description="threads per worker; 0: all cores shared among the workers")
+    nursery: str = Field("", description="socket of a worker unit; empty: the daemon starts its own")
+    log: Literal["auto", "json", "text"] = "auto"
+    stop_seconds: float = Field(60.0, ge=0)
+    idle_seconds: float = Field(1.0, gt=0)
+
+
+class ModelSettings(Section):
+    """The models to start from: folders in Hugging Face's layout with safetensors weights."""
+
+    start: str
+    base: str
+    parents: tuple[str, ...] = Field(min_length=1, max_length=8)
+
+
+class BudgetSettings(Section):
+    """What one outermost cycle may spend, its children included."""
+
+    seconds: float = Field(4 * 3600.0, gt=0)
+    tokens: int = Field(100_000_000, gt=0)
+    trials: int = Field(64, ge=0)
+
+    def budget(self) -> Budget:
+        return Budget(self.seconds, self.tokens, self.trials)
+
+
+class Settings(BaseSettings):
+    """Everything in kaizend.toml."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    seed: int = 0
+    service: ServiceSettings = ServiceSettings()
+    models: ModelSettings
+    data: dict[str, str] = {}
+    tasks: tuple[dict[str, Any], ...] = Field(min_length=1)
+    budget: BudgetSettings = BudgetSettings()
+    architecture: ArchitectureSettings = ArchitectureSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    reward: RewardSettings = RewardSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)          # the file is the only source: the environment only names the file
+
+    def task_specs(self) -> tuple[TaskSpec, ...]:
+        return tuple(TaskSpec.from_json(task) for task in self.tasks)
+
+    @property
+    def threads(self) -> int:
+        return self.service.threads or max(1, (os.cpu_count() or 1) // self.service.workers)
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check kaizend.toml. Raises UserError with one line naming the file and the key."""
+    tree = read_toml(path)
+    try:
+        settings = Settings(**tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first(error)}") from error
+    try:
+        specs = settings.task_specs()
+    except (TaskError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: tasks: {error}") from error
+    names = [spec.name for spec in specs]
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: tasks: two tasks have the same name")
+    if not any(spec.role == "target" for spec in specs):
+        raise UserError(f'{path}: tasks: at least one task needs role = "target"')
+    return settings
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint in words: key, what is wrong, and how many more there are."""
+    first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    what = {
+        "extra_forbidden": "unknown key",
+        "unexpected_keyword_argument": "unknown key",
+        "missing": "is missing",
+    }.get(first["type"], first["msg"])
+    more = f" ({len(others)} more)" if others else ""
+    return f"{key}: {what}{more}"

@@ -1,0 +1,74 @@
+"""`kaizend init`: the two files to start from, every key explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from daemon.places import BOUNDS_NAME, CONFIG_NAME
+from safety.bounds import DEFAULT_TOML
+from state.errors import UserError, in_one_line
+
+CONFIG_TOML = """\
+# What kaizend shall do. Paths are relative to this file. What it may never exceed is in bounds.toml.
+
+seed = 0                                  # the same seed, models and data repeat a run
+
+[models]
+start = "models/expert-a"                 # what `stable` is at first
+base = "models/base"                      # what the parents were fine-tuned from; merges add differences to it
+parents = ["models/expert-a", "models/expert-b"]
+
+[data]                                    # training rows, one {"prompt": ..., "answer": ...} a line
+a = "data/a.jsonl"
+
+# A target is what shall get better; a guard is what must not get worse.
+# Sources: jsonl (path), reasoning_gym (generator, config), bilingual (family: the demo's own).
+[[tasks]]
+name = "sums"
+role = "target"
+vault_items = 2000                        # sealed; only the gate reads them
+verifier = "reasoning_gym"                # exact, numeric or reasoning_gym
+source = { kind = "reasoning_gym", generator = "chain_sum", config = { min_terms = 2, max_terms = 2 } }
+
+[[tasks]]
+name = "questions"
+role = "guard"
+guard_items = 800
+source = { kind = "jsonl", path = "data/questions.jsonl" }
+
+[service]
+state = "var"                             # ledger, artefacts, and the links `stable` and `working`
+device = "auto"                           # auto, cpu or cuda
+workers = 1                               # worker processes; with one, a run repeats to the bit
+stop_seconds = 60                         # how long a stop may wait for the job in flight
+
+[budget]                                  # of one outermost cycle, everything inside it included
+seconds = 14400
+tokens = 100_000_000
+trials = 64
+
+[architecture]
+search = "cmaes"                          # cmaes, m2n2 or random
+operators = ["task_arithmetic"]           # also linear, slerp, ties, dare_linear, dare_ties
+patience = 24                             # merges in a row without a promotion before training starts
+
+[pipeline]
+stages = ["sft", "grpo"]
+
+[reward]
+"""
+
+
+def write_starting_point(folder: Path) -> list[Path]:
+    """Write both files. Raises UserError where one exists already or the folder cannot be written."""
+    texts = {folder / CONFIG_NAME: CONFIG_TOML, folder / BOUNDS_NAME: DEFAULT_TOML}
+    for path in texts:
+        if path.exists():
+            raise UserError(f"{path} exists: it is left as it is")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text)
+    except OSError as error:
+        raise in_one_line("write to", folder, error) from error
+    return list(texts)

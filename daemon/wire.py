@@ -1,0 +1,57 @@
+"""How the runner and a worker talk: one JSON object a line over a stream socket.
+
+What the messages say is the business of `daemon.worker`; here is only that a message arrives whole or not at all.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+
+from state.records import JsonObject, canonical
+
+
+class Closed(Exception):
+    """The other side is gone: it closed the socket, or died."""
+
+
+class Wire:
+    """One end of a connected stream socket. Not for use by two threads at once."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._unread = b""
+        self._poll = select.poll()
+        self._poll.register(end, select.POLLIN)
+
+    def send(self, message: JsonObject) -> None:
+        """Raises Closed; TypeError or ValueError for what JSON cannot say."""
+        line = canonical(message).encode() + b"\n"
+        try:
+            self._end.sendall(line)
+        except OSError as error:
+            raise Closed from error
+
+    def receive(self, timeout_seconds: float | None = None) -> JsonObject | None:
+        """The next message, or None when none came in time. Raises Closed; half a last line is nothing."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while b"\n" not in self._unread:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if not self._poll.poll(left):
+                return None
+            try:
+                data = self._end.recv(1 << 16)
+            except OSError as error:
+                raise Closed from error
+            if not data:
+                raise Closed
+            self._unread += data
+        line, self._unread = self._unread.split(b"\n", 1)
+        message: JsonObject = json.loads(line)
+        return message
+
+    def close(self) -> None:
+        self._end.close()

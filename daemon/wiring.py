@@ -1,0 +1,169 @@
+"""The one place that names concrete classes: from two files to everything the service works with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from daemon.bounds_in_force import BoundsInForce
+from daemon.flags import Flags
+from daemon.genesis import Beginnings, begin
+from daemon.lock import Lock
+from daemon.places import Places
+from daemon.runner import LocalRunner
+from daemon.settings import Settings
+from loops.architecture.loop import ArchitectureLoop
+from loops.cycle import House
+from loops.loop import Loop
+from loops.pipeline.loop import PipelineLoop
+from loops.reward.loop import RewardLoop
+from safety.breaker import Breaker, Signs
+from safety.release import ReleaseDesk, Seals
+from state.code import code_version
+from state.database import Database
+from state.errors import UserError
+from state.jobbook import JobBook
+from state.ledger import Ledger
+from state.records import Actor, Cost, Entry, Event, JsonObject, Row
+from state.registry import Registry
+
+GIB = 2**30
+VERDICTS_LOOKED_AT = 50
+
+OnRow = Callable[[Row], None]
+OnProgress = Callable[[str, float, str], None]
+
+
+@dataclass(slots=True)
+class Works:
+    """Everything of a running daemon. Leaving its context ends the processes and frees the state folder."""
+
+    settings: Settings
+    places: Places
+    database: Database
+    registry: Registry
+    ledger: Ledger
+    jobbook: JobBook
+    runner: LocalRunner
+    bounds: BoundsInForce
+    beginnings: Beginnings
+    house: House
+    desk: ReleaseDesk
+    outermost: Loop
+    flags: Flags
+    closing: ExitStack
+
+    def __enter__(self) -> Works:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.closing.close()
+
+    def status(self) -> JsonObject:
+        """What only the running daemon knows: jobs in flight, budgets left today."""
+        spent, resources = self.spent_today(), self.bounds().resources
+        return {
+            "jobs": self.runner.in_flight(),
+            "budgets_left": {
+                "seconds": max(0.0, resources.seconds_per_day - spent.seconds),
+                "gpu_hours": max(0.0, resources.gpu_hours_per_day - spent.gpu_seconds / 3600),
+            },
+        }
+
+    def spent_today(self) -> Cost:
+        return self.jobbook.spent_since(datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+
+    def trip(self) -> str | None:
+        """Why the breaker wants a pause now, or None."""
+        bounds, spent = self.bounds(), self.spent_today()
+        seen = self.ledger.latest(Event.OPERATOR)          # an operator's act excuses the failures before it
+        return Breaker(bounds).reason(Signs(
+            verdicts=self.ledger.root_verdicts(after=seen.id if seen else 0, count=VERDICTS_LOOKED_AT),
+            stop_file=(self.places.state / bounds.breaker.stop_file).exists(),
+            disk_free_gib=shutil.disk_usage(self.places.state).free / GIB,
+            seconds_today=spent.seconds,
+            gpu_hours_today=spent.gpu_seconds / 3600,
+        ))
+
+    def resume(self) -> None:
+        """Go on after a pause; where the breaker made it, that is an operator's act and goes into the ledger."""
+        self.flags.pause = None
+        reason = self.trip()
+        if reason:
+            self.ledger.append(Entry(
+                Event.OPERATOR, f"resumed after: {reason}", change={"act": "resume"}, actor=Actor.OPERATOR
+            ))
+
+
+def device_of(settings: Settings) -> str:
+    """The device of the workers: `auto` is CUDA where the driver's control node exists. The daemon asks no library."""
+    if settings.service.device != "auto":
+        return settings.service.device
+    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def wire(
+    settings: Settings, places: Places, *, on_row: OnRow = lambda row: None,
+    on_progress: OnProgress = lambda kind, done, note: None,
+) -> Works:
+    """Lock the state folder, open and repair it, start the workers and read or make the beginnings.
+
+    Raises UserError (ConfigurationError where only a person can help); then nothing is left running.
+    """
+    with ExitStack() as closing:
+        make_state_folder(places.state)
+        closing.enter_context(Lock(places.state / "lock"))
+        database = Database(places.database)
+        closing.callback(database.close)
+        database.migrate()
+        registry = Registry(places.state, database)
+        registry.reconcile()
+        ledger = Ledger(database, registry, on_row=on_row)
+        flags = Flags()
+        jobbook = JobBook(database)
+        code = code_version()
+        bounds = BoundsInForce(places.bounds, ledger)
+        runner = LocalRunner(
+            registry, jobbook, folder=places.state / "jobs", workers=settings.service.workers,
+            device=device_of(settings), threads=settings.threads, code=code, stopping=flags.stop.is_set,
+            grace_seconds=min(settings.service.stop_seconds, 30.0), on_progress=on_progress,
+            unit=Path(settings.service.nursery) if settings.service.nursery else None,
+        )
+        closing.enter_context(runner)
+        runner.start()
+        beginnings = begin(settings, places.config.parent, ledger, registry, runner, bounds(), code)
+        house = House(ledger, runner, bounds, code, settings.seed)
+        desk = ReleaseDesk(
+            ledger, registry, runner, bounds, beginnings.tasks,
+            Seals(beginnings.vault, beginnings.guard, beginnings.seal), code, settings.seed, starts=jobbook.starts,
+        )
+        return Works(
+            settings, places, database, registry, ledger, jobbook, runner, bounds, beginnings, house, desk,
+            loops_of(settings, beginnings), flags, closing.pop_all(),
+        )
+
+
+def loops_of(settings: Settings, beginnings: Beginnings) -> Loop:
+    """The nest: architecture is given pipeline, which is given reward."""
+    tasks: list[dict[str, Any]] = [task.to_json() for task in beginnings.targets]
+    reward = RewardLoop(settings.reward, tasks, beginnings.seal, beginnings.data)
+    pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, beginnings.data, reward)
+    return ArchitectureLoop(
+        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal
+    )
+
+
+def make_state_folder(folder: Path) -> None:
+    """Make the state folder if needed. Raises UserError when it cannot be written."""
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the state folder {folder} cannot be written: {error.strerror}") from error

@@ -1,0 +1,209 @@
+"""The architecture loop: merges while the search climbs, then the inner loop trains what was found.
+
+A candidate is a genome. A merge or crossover is screened on shared search items, raced against the incumbent on fresh
+ones and built only when it wins. After `patience` proposals without a promotion the candidate is to keep the
+incumbent as it is and train it: child cycles of the inner loop. A trained model that is promoted joins the parents.
+Deciding only: tensors are the business of `loops.work`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from loops.architecture.genome import Definition, Operator, models_of
+from loops.architecture.population import M2n2
+from loops.architecture.search import CmaEs, RandomSearch, Search, Told
+from loops.architecture.settings import ArchitectureSettings, SearchKind
+from loops.architecture.stages import CoarseToFine
+from loops.loop import Bench, Loop, Trial
+from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict, seed_from
+
+KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class ArchitectureLoop:
+    """Satisfies `loops.loop.Loop`.
+
+    `tasks` are the target tasks as JSON (`TaskSpec.to_json`); `base` is what deltas are taken from and `parents` the
+    models to merge, all by digest; `seal` is the digest of the sealed item ids that no drawn item may have.
+    """
+
+    settings: ArchitectureSettings
+    tasks: Sequence[JsonObject]
+    inner: Loop
+    base: str
+    parents: tuple[str, ...]
+    seal: str | None = None
+    name: LoopName = field(default=LoopName.ARCHITECTURE, init=False)
+
+    def start(self) -> JsonObject:
+        state = {"epoch": 0, "trained": [], "idle": 0, "limit": self.settings.patience}
+        return {**state, "search": self._search(state).start()}
+
+    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
+        if state["idle"] >= state["limit"]:
+            return Candidate(self.name, {"kind": KEEP}, incumbent, incumbent)
+        return Candidate(self.name, self._search(state).ask(state["search"]), base, incumbent)
+
+    def run(self, candidate: Candidate, bench: Bench) -> Trial:
+        if candidate.change["kind"] == KEEP:
+            return self._train_and_compare(candidate.incumbent, bench)
+        values = self._screen(candidate, bench)
+        state = bench.cycle.state
+        won = self._won(values)
+        if not won and not self._search(state).keep(state["search"], values["fitness_scores"]):
+            return Trial(None, values)
+        built = self._build(candidate.change, bench)
+        if won and self.settings.train_survivors:
+            trained = self._train(built, bench)
+            return Trial(trained, {**values, "member": built, "trained": trained != built})
+        return Trial(built, {**values, "member": built})
+
+    def judge(self, candidate: Candidate, trial: Trial) -> Outcome:
+        values = trial.values
+        if candidate.change["kind"] == KEEP:
+            return self._judge_training(trial)
+        told = {
+            "fitness": values["fitness"], "incumbent_fitness": values["incumbent_fitness"],
+            "scores": values["fitness_scores"], "member": values.get("member"), "trained": values.get("trained", False),
+        }
+        shown = ("fitness", "incumbent_fitness", "race", "comparison")
+        evidence: JsonObject = {key: values[key] for key in shown if key in values}
+        won = self._won(values)
+        what = "beats" if won else "does not beat"
+        measured = _in_words(values.get("comparison"), values["fitness"], values["incumbent_fitness"])
+        verdict = Verdict.PROMOTED if won else Verdict.REJECTED
+        reason = f"{candidate.change.get('operator', candidate.change['kind'])} {what} the incumbent: {measured}"
+        return Outcome(verdict, reason, trial.result if won else None, evidence, told)
+
+    def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
+        promoted = outcome.verdict is Verdict.PROMOTED
+        if candidate.change["kind"] == KEEP:
+            after = {**state, "idle": 0, "limit": self.settings.merges_between}
+            return self._joined_by(after, str(outcome.result)) if promoted else after
+        lesson = outcome.lesson
+        fitness = lesson.get("fitness")
+        told = Told() if fitness is None else Told(
+            fitness, fitness - lesson["incumbent_fitness"], lesson["scores"], lesson["member"], promoted,
+        )
+        idle, limit = (0, self.settings.patience) if promoted else (state["idle"] + 1, state["limit"])
+        search = self._search(state).tell(state["search"], candidate.change, told)
+        after = {**state, "idle": idle, "limit": limit, "search": search}
+        trained = promoted and lesson.get("trained", False)
+        return self._joined_by(after, str(outcome.result)) if trained else after
+
+    def _joined_by(self, state: JsonObject, model: str) -> JsonObject:
+        """A trained model became the incumbent: it is a parent from now on, and the search starts over around it."""
+        after = {**state, "trained": [*state["trained"], model], "epoch": state["epoch"] + 1}
+        if self.settings.search is SearchKind.M2N2:
+            search = self._archive()
+            return {**after, "search": search.welcome(state["search"], model)}
+        kept = after["trained"][-self.settings.trained_parents :] if self.settings.trained_parents else []
+        after["trained"] = kept
+        return {**after, "search": self._search(after).start()} if kept else {**after, "search": state["search"]}
+
+    def _search(self, state: JsonObject) -> Search:
+        """The search that the state belongs to: the parents it has and the epoch it is in decide."""
+        if self.settings.search is SearchKind.M2N2:
+            return self._archive()
+        return coarse_to_fine(self.settings, self.base, self.parents, tuple(state["trained"]), state["epoch"])
+
+    def _archive(self) -> M2n2:
+        return M2n2(self.parents, self.settings.archive, seed_from("archive", self.settings.seed))
+
+    def _screen(self, candidate: Candidate, bench: Bench) -> JsonObject:
+        digests = {*models_of(candidate.change), candidate.incumbent}
+        inputs = {f"model:{digest}": digest for digest in sorted(digests)}
+        settings = self.settings
+        params = {
+            "change": _genome(candidate.change), "incumbent": candidate.incumbent, "tasks": list(self.tasks),
+            "fitness_seed": candidate.change["search"]["items_seed"], "fitness_count": settings.fitness_items,
+            "fresh_seed": bench.seed("fresh"), "fresh_count": settings.fresh_items,
+            "race_batch": settings.batch_items, "batch": settings.score_batch,
+        }
+        return bench.job("screen", self._with_seal(inputs), params).values
+
+    def _won(self, values: JsonObject) -> bool:
+        """Better by the race, or not stopped by it and better by the paired test on all fresh items."""
+        decision = values["race"]["decision"]
+        if decision is not None:
+            return bool(decision == "better")
+        return bool(values["comparison"]["p_value"] < self.settings.level)
+
+    def _build(self, change: JsonObject, bench: Bench) -> str:
+        """The built model's digest. One parent alone stands for itself and is not written again."""
+        if change["kind"] == "crossover" and len(change["parents"]) == 1:
+            return str(change["parents"][0])
+        inputs = {f"model:{digest}": digest for digest in models_of(change)}
+        return bench.job("build", inputs, {"change": _genome(change)}).outputs["model"]
+
+    def _train(self, model: str, bench: Bench) -> str:
+        """The best promoted result of the inner loop's child cycles on `model`, or `model` itself."""
+        best, tokens = model, self.settings.inner_tokens
+        for _ in range(self.settings.inner_trials):
+            if tokens <= 0 or bench.left.tokens <= 0 or bench.left.trials <= 0:
+                break
+            budget = Budget(self.settings.inner_seconds, tokens, self.settings.inner_child_trials)
+            outcome = bench.descend(self.inner, model, best, budget)
+            tokens -= outcome.cost.tokens
+            if outcome.verdict is Verdict.PROMOTED and outcome.result is not None:
+                best = outcome.result
+        return best
+
+    def _train_and_compare(self, model: str, bench: Bench) -> Trial:
+        best = self._train(model, bench)
+        if best == model:
+            return Trial(None, {"children": bench.children})
+        inputs = self._with_seal({"model:new": best, "model:old": model})
+        params = {"tasks": list(self.tasks), "count": self.settings.fresh_items, "seed": bench.seed("compare"),
+                  "batch": self.settings.score_batch}
+        values = bench.job("compare", inputs, params).values
+        return Trial(best, {"children": bench.children, "comparison": values["pooled"], "race": values["race"]})
+
+    def _judge_training(self, trial: Trial) -> Outcome:
+        evidence = trial.values
+        if trial.result is None:
+            reason = f"none of {evidence['children']} pipeline cycles was promoted"
+            return Outcome(Verdict.REJECTED, reason, evidence=evidence)
+        won = self._won(evidence)
+        verdict = Verdict.PROMOTED if won else Verdict.REJECTED
+        reason = f"the trained model {'beats' if won else 'does not beat'} the incumbent: " + _in_words(
+            evidence["comparison"], 0.0, 0.0)
+        return Outcome(verdict, reason, trial.result if won else None, evidence)
+
+    def _with_seal(self, inputs: Mapping[str, str]) -> dict[str, str]:
+        return {**inputs, "seal": self.seal} if self.seal else dict(inputs)
+
+
+def coarse_to_fine(
+    settings: ArchitectureSettings, base: str, parents: tuple[str, ...], trained: tuple[str, ...] = (), epoch: int = 0
+) -> CoarseToFine:
+    """The search over merges of `parents` and `trained` over `base`."""
+    everyone = (*parents, *(model for model in trained if model not in parents))
+    weights = tuple(
+        settings.mean if not trained else
+        settings.trained_weight if model == trained[-1] else settings.beside_weight for model in everyone
+    )
+    definitions = tuple(
+        Definition(Operator(operator), base, everyone, seed=settings.seed) for operator in settings.operators
+        if len(everyone) == 2 or operator != Operator.SLERP
+    )
+    if not definitions:
+        definitions = (Definition(Operator.TASK_ARITHMETIC, base, everyone, seed=settings.seed),)
+    return CoarseToFine(
+        RandomSearch if settings.search is SearchKind.RANDOM else CmaEs, definitions, weights, settings.sigma,
+        settings.groups, settings.fine_sigma, settings.coarse_proposals, seed_from("epoch", settings.seed, epoch),
+    )
+
+
+def _genome(change: JsonObject) -> JsonObject:
+    """The change without the search's own mark: what a model is built from."""
+    return {key: value for key, value in change.items() if key != "search"}
+
+
+def _in_words(comparison: JsonObject | None, fitness: float, incumbent: float) -> str:
+    if not comparison or not comparison["n"]:
+        return f"{fitness:.3f} against {incumbent:.3f} on the shared items"
+    return f"{comparison['mean']:+.3f} on {comparison['n']} fresh items, p = {comparison['p_value']:.3g}"

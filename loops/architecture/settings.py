@@ -1,0 +1,42 @@
+"""The settings of the architecture loop: one frozen tree, every value with a default that suits small models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SearchKind(StrEnum):
+    CMAES = "cmaes"
+    M2N2 = "m2n2"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class ArchitectureSettings:
+    """How the space of merges is searched, and when the inner loop gets the model."""
+
+    search: SearchKind = SearchKind.CMAES
+    operators: tuple[str, ...] = ("task_arithmetic",)   # others have to earn their place: each gets a coarse stage
+    groups: int = 2                     # blocks of layers in the fine stage, at most the number of layers
+    coarse_proposals: int = 24          # candidates per operator with one weight per parent
+    mean: float = 0.5                   # first weight of every parent
+    sigma: float = 1 / 6                # first standard deviation of a gene
+    fine_sigma: float = 1 / 12          # the same once the coarse optimum is split
+    archive: int = 16                   # members M2N2 keeps
+    fitness_items: int = 192            # per target task; shared within a generation
+    fresh_items: int = 1024             # per target task, drawn anew to compare with the incumbent
+    batch_items: int = 128              # fresh items between two looks of a race
+    score_batch: int = 64               # rows of every forward pass: the counts above are best multiples of it
+    level: float = 0.05                 # one-sided p below which a model becomes working
+    patience: int = 24                  # proposals in a row without promotion before the incumbent is trained
+    merges_between: int = 12            # proposals after a training before the next one
+    inner_trials: int = 6               # child cycles of one training
+    inner_child_trials: int = 12        # child cycles that each of them may have in turn
+    inner_tokens: int = 2_000_000       # training tokens of one training, all children together
+    inner_seconds: float = 900.0        # of one child cycle
+    train_survivors: bool = False       # whether a merge that wins is trained before it is promoted
+    trained_parents: int = 1            # promoted trained models that join the parents, the latest first
+    trained_weight: float = 1.0         # first weight of such a parent
+    beside_weight: float = 0.1          # first weight of the others beside it
+    seed: int = 0

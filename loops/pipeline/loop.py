@@ -1,0 +1,269 @@
+"""The pipeline loop: one cycle runs one rung of one recipe and compares what came out with the incumbent.
+
+Which recipe and which rung follow from the state (`tuner`). Supervised stages are one job; reinforcement goes in
+segments, each a child cycle of the inner loop, which decides how that segment is rewarded and whether it is accepted.
+Every base model has a study of its own; what was learned about sources, recipes and limits carries over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from loops.loop import Bench, Loop, Trial
+from loops.pipeline import limits, mixture
+from loops.pipeline.recipe import GRPO, SFT, Recipe, Stage
+from loops.pipeline.space import RANGES, Ranges, Space
+from loops.pipeline.tuner import Configuration, Knowledge, Ladder, fresh, paused, survivor, trimmed
+from state.jobs import JobFailed
+from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict
+
+STUDIES_KEPT: Final = 2
+BEST_KEPT: Final = 3
+MOST_TIMEOUTS: Final = 2
+MOST_VALUES: Final = 16
+
+
+class SegmentLoop(Loop, Protocol):
+    """The inner loop: told which segment to run, it is a loop whose next cycle runs it."""
+
+    def on(self, assignment: JsonObject) -> Loop:
+        """`assignment`: {"recipe", "checkpoint", "from_step", "steps", "segment", "lineage"}."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    """What the operator chooses.
+
+    `sft` and `grpo` are the recipes that the stages start from, `ranges` how far the tuner may leave them; `eta` and
+    `rungs` make the ladder (the last rung is a recipe's full steps); `segment_steps` is the length of a reinforcement
+    segment; `fresh_items` search items a task decide a comparison at the one-sided `level`; `save_steps` is how often
+    a training job saves itself.
+    """
+
+    stages: tuple[Stage, ...] = (Stage.SFT, Stage.GRPO)
+    sft: Recipe = SFT
+    grpo: Recipe = GRPO
+    ranges: Ranges = RANGES
+    eta: int = 3
+    rungs: int = 3
+    segment_steps: int = 24
+    fresh_items: int = 512
+    level: float = 0.05
+    save_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.sft.stage is not Stage.SFT or self.grpo.stage is not Stage.GRPO:
+            raise ValueError('the recipe sft has stage = "sft" and the recipe grpo has stage = "grpo"')
+        if not self.stages or self.segment_steps < 1 or self.fresh_items < 1:
+            raise ValueError("stages, segment_steps and fresh_items must not be empty or 0")
+        if not 0 < self.level < 1:
+            raise ValueError("level must be between 0 and 1")
+        Ladder(self.eta, self.rungs)
+
+    @property
+    def ladder(self) -> Ladder:
+        return Ladder(self.eta, self.rungs)
+
+    @property
+    def space(self) -> Space:
+        return Space(self.stages, {Stage.SFT: self.sft, Stage.GRPO: self.grpo}, self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineLoop:
+    """Satisfies `loops.loop.Loop`.
+
+    `targets` are task specs as JSON, `seal` the digest of the sealed item ids, `sources` the training data (name ->
+    digest), `inner` the loop that runs reinforcement segments.
+    """
+
+    settings: PipelineSettings
+    targets: Sequence[JsonObject]
+    seal: str
+    sources: Mapping[str, str]
+    inner: SegmentLoop
+
+    @property
+    def name(self) -> LoopName:
+        return LoopName.PIPELINE
+
+    def start(self) -> JsonObject:
+        return {"studies": [], "payoffs": {}, "best": {}, "limits": [], "tokens": {}}
+
+    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
+        configurations, ladder = _configurations(_study(state, base)), self.settings.ladder
+        chosen = paused(configurations, ladder) or survivor(configurations, ladder)
+        if chosen is None:
+            knowledge = Knowledge(state["payoffs"], {k: [e["genes"] for e in v] for k, v in state["best"].items()},
+                                  state["limits"])
+            chosen = fresh(configurations, self.settings.space, sorted(self.sources), knowledge, seed)
+        model = chosen.model or base
+        change = {
+            "recipe": chosen.recipe.to_json(), "genes": dict(chosen.genes), "config": chosen.id, "study": base,
+            "rung": len(chosen.values), "from_step": chosen.step, "to_step": ladder.end(chosen),
+            "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model,
+        }
+        return Candidate(self.name, change, model, incumbent)
+
+    def run(self, candidate: Candidate, bench: Bench) -> Trial:
+        to_step = self._affordable(candidate.change, bench)
+        sft = candidate.change["recipe"]["stage"] == Stage.SFT
+        values = (self._train if sft else self._reinforce)(candidate.change, to_step, bench)
+        made = values["model"] != candidate.change["model"]
+        if values["model"] == candidate.incumbent:
+            return Trial(None, {**values, "comparison": None})
+        inputs = {"model:new": values["model"], "model:old": candidate.incumbent, "seal": self.seal}
+        params = {
+            "tasks": list(self.targets), "count": self.settings.fresh_items, "seed": bench.seed("fresh"), "race": False,
+        }
+        compared = bench.job("compare", inputs, params).values
+        return Trial(values["model"] if made else None, {**values, "comparison": compared["pooled"]})
+
+    def judge(self, candidate: Candidate, trial: Trial) -> Outcome:
+        """PROMOTED by a one-sided paired test on fresh search items against the incumbent."""
+        values, comparison = trial.values, trial.values["comparison"]
+        recipe, rung = candidate.change["recipe"], candidate.change["rung"]
+        evidence = {
+            "stage": recipe["stage"], "rung": rung, "from_step": candidate.change["from_step"],
+            "reached": values["reached"], "comparison": comparison, "training": values["training"],
+        }
+        lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources", "tokens")}
+        told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
+        if comparison is None:
+            return Outcome(Verdict.REJECTED, f"{told}: nothing new came out", None, evidence, lesson)
+        numbers = f"{comparison['mean']:+.4f} on {comparison['n']} items, p {comparison['p_value']:.3g}"
+        better = trial.result is not None and comparison["mean"] > 0 and comparison["p_value"] < self.settings.level
+        verdict = Verdict.PROMOTED if better else Verdict.REJECTED
+        return Outcome(verdict, f"{told}: {numbers}", trial.result if better else None, evidence, lesson)
+
+    def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
+        change, lesson = candidate.change, outcome.lesson
+        study = _study(state, change["study"])
+        configurations = _configurations(study)
+        found = next((c for c in configurations if c.id == change["config"]), None)
+        before = found or Configuration(change["config"], Recipe.from_json(change["recipe"]), change["genes"])
+        comparison = outcome.evidence.get("comparison")
+        offset = study["values"].get(candidate.incumbent, 0.0)
+        value = offset + (comparison["mean"] if comparison else 0.0)
+        after = _walked(before, change, outcome, value)
+        kept = [after if c.id == after.id else c for c in configurations] + ([] if found else [after])
+        values, best = dict(study["values"]), dict(state["best"])
+        if outcome.verdict is Verdict.PROMOTED and outcome.result is not None:
+            values[outcome.result] = value
+            best[str(after.recipe.stage)] = _ranked(best.get(str(after.recipe.stage), []), after, value - offset)
+        study = {
+            "base": change["study"], "values": dict(list(values.items())[-MOST_VALUES:]),
+            "configurations": [c.to_json() for c in trimmed(kept, self.settings.ladder)],
+        }
+        others = [s for s in state["studies"] if s["base"] != study["base"]]
+        limit = limits.taught(after.recipe, outcome.reason) if outcome.verdict is Verdict.CRASHED else None
+        return {
+            "studies": [*others, study][-STUDIES_KEPT:], "payoffs": mixture.learned(
+                state["payoffs"], lesson.get("sources") or {}
+            ),
+            "best": best, "limits": limits.added(state["limits"], limit),
+            "tokens": _token_rate(state["tokens"], change, lesson),
+        }
+
+    def _affordable(self, change: JsonObject, bench: Bench) -> int:
+        """The step to which the tokens that are left suffice, by what this stage has used so far."""
+        recipe, left = Recipe.from_json(change["recipe"]), bench.left.tokens
+        rate = bench.cycle.state["tokens"].get(str(recipe.stage), 0.0) * recipe.completions
+        steps = change["to_step"] - change["from_step"]
+        affordable = steps if rate <= 0 else min(steps, int(left / rate))
+        if left <= 0 or affordable < 1:
+            raise JobFailed(f"the {left} tokens left do not suffice for a step", Verdict.TIMED_OUT)
+        return int(change["from_step"] + affordable)
+
+    def _train(self, change: JsonObject, to_step: int, bench: Bench) -> JsonObject:
+        """A supervised rung: one job."""
+        inputs = {"model": change["model"]}
+        if change["checkpoint"] is not None:
+            inputs["checkpoint"] = change["checkpoint"]
+        used = Recipe.from_json(change["recipe"]).shares(self.sources)
+        inputs |= {f"data:{name}": self.sources[name] for name in used}
+        params = {
+            "recipe": change["recipe"], "from_step": change["from_step"], "to_step": to_step,
+            "save_steps": self.settings.save_steps,
+        }
+        result = bench.job("train", inputs, params, bench.seed("train"))
+        values = result.values
+        shown = ("steps", "tokens", "loss_first", "loss_last", "stopped", "learned")
+        return {
+            "model": result.outputs["model"], "checkpoint": result.outputs["checkpoint"], "reached": to_step,
+            "trained": to_step, "sources": values.get("sources", {}), "tokens": values["tokens"],
+            "training": {key: values.get(key) for key in shown},
+        }
+
+    def _reinforce(self, change: JsonObject, to_step: int, bench: Bench) -> JsonObject:
+        """A reinforcement rung: child cycles, each from the last accepted checkpoint; a rejected one is spent."""
+        if bench.left.trials < 1:
+            raise JobFailed("the budget has no trial left for a reinforcement segment", Verdict.TIMED_OUT)
+        model, checkpoint, trained = change["model"], change["checkpoint"], change["trained"]
+        reached, before, verdicts, last = change["from_step"], bench.spent.tokens, [], None
+        while reached < to_step and bench.left.trials > 0 and bench.left.tokens > 0 and bench.left.seconds > 0:
+            steps = min(self.settings.segment_steps, to_step - reached)
+            segment = self.inner.on({
+                "recipe": change["recipe"], "checkpoint": checkpoint, "from_step": trained, "steps": steps,
+                "segment": reached // self.settings.segment_steps, "lineage": change["config"],
+            })
+            left = bench.left
+            last = bench.descend(segment, model, model, Budget(left.seconds, left.tokens, 0))
+            verdicts.append(str(last.verdict))
+            reached += steps
+            if last.verdict is Verdict.PROMOTED and last.result is not None:
+                model, checkpoint = last.result, last.lesson["checkpoint"]
+                trained += last.lesson["steps"]                     # fewer than asked for where it stopped early
+        failed = {Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.REFUSED}
+        if last is None or all(verdict in failed for verdict in verdicts):
+            raise JobFailed(
+                f"no segment was finished: {last.reason}" if last else "the budget is used up",
+                Verdict.CRASHED if last and last.verdict is not Verdict.TIMED_OUT else Verdict.TIMED_OUT,
+            )
+        return {
+            "model": model, "checkpoint": checkpoint, "reached": reached, "trained": trained, "sources": {},
+            "tokens": bench.spent.tokens - before, "training": {"segments": verdicts},
+        }
+
+
+def _study(state: JsonObject, base: str) -> JsonObject:
+    """The study of one base model; its own objective is 0 and everything in it is measured from there."""
+    found: JsonObject | None = next((s for s in state["studies"] if s["base"] == base), None)
+    return found or {"base": base, "configurations": [], "values": {base: 0.0}}
+
+
+def _configurations(study: JsonObject) -> list[Configuration]:
+    return [Configuration.from_json(body) for body in study["configurations"]]
+
+
+def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: float) -> Configuration:
+    """The configuration after its cycle: further, put aside by a budget, or failed."""
+    if outcome.verdict in (Verdict.PROMOTED, Verdict.REJECTED):
+        lesson = outcome.lesson
+        values = (*before.values, value) if lesson["reached"] >= change["to_step"] else before.values
+        return replace(
+            before, step=lesson["reached"], trained=lesson["trained"], model=lesson["model"],
+            checkpoint=lesson["checkpoint"], values=values, timeouts=0,
+        )
+    if outcome.verdict is Verdict.TIMED_OUT and before.timeouts + 1 < MOST_TIMEOUTS:
+        return replace(before, timeouts=before.timeouts + 1)
+    return replace(before, failed=f"{outcome.verdict}: {outcome.reason}"[:200])
+
+
+def _ranked(entries: Sequence[JsonObject], configuration: Configuration, gain: float) -> list[JsonObject]:
+    """The recipes of one stage that gained most over their incumbent, each once."""
+    genes = dict(configuration.genes)
+    others = [entry for entry in entries if entry["genes"] != genes]
+    return sorted([*others, {"genes": genes, "gain": gain}], key=lambda entry: -entry["gain"])[:BEST_KEPT]
+
+
+def _token_rate(rates: JsonObject, change: JsonObject, lesson: JsonObject) -> JsonObject:
+    """Tokens per sequence by stage, as last seen: what a budget of tokens is divided by."""
+    steps = lesson.get("reached", 0) - change["from_step"]
+    recipe = Recipe.from_json(change["recipe"])
+    if steps <= 0 or not lesson.get("tokens"):
+        return rates
+    return {**rates, str(recipe.stage): lesson["tokens"] / (steps * recipe.completions)}

@@ -1,0 +1,240 @@
+"""The tuner: which recipe runs next, and for how long. ASHA over rungs, new recipes from Optuna by ask and tell.
+
+Asynchronous successive halving (1810.05934): a configuration among the best 1/eta of its rung goes on to the next rung
+from its checkpoint; otherwise a new one starts. Everything is a function of a study's configurations and a seed: the
+Optuna study is rebuilt from them each time, in memory. Invariant: a configuration's steps are walked once, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from loops.pipeline.limits import forbidden
+from loops.pipeline.recipe import Recipe, Stage
+from loops.pipeline.space import Choice, Genes, Space, Span
+from state.records import JsonObject, digest_of
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial
+
+MOST_CONFIGURATIONS: Final = 32
+MOST_ASKS: Final = 16
+STARTUP_TRIALS: Final = 6
+"""Optuna draws at random until so many configurations have a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One recipe of a study and how far it got.
+
+    `step` is how much of its budget is spent; `trained` the step at which its `model` and `checkpoint` stand, less
+    where a segment was rejected; `values` the objective at the end of each rung it finished; `failed` the reason why
+    it will not go on; `timeouts` how often in a row a budget ended it.
+    """
+
+    id: str
+    recipe: Recipe
+    genes: Genes
+    step: int = 0
+    trained: int = 0
+    model: str | None = None
+    checkpoint: str | None = None
+    values: tuple[float, ...] = ()
+    failed: str | None = None
+    timeouts: int = 0
+
+    def to_json(self) -> JsonObject:
+        return {
+            "id": self.id, "recipe": self.recipe.to_json(), "genes": dict(self.genes), "step": self.step,
+            "trained": self.trained, "model": self.model,
+            "checkpoint": self.checkpoint, "values": list(self.values), "failed": self.failed,
+            "timeouts": self.timeouts,
+        }
+
+    @classmethod
+    def from_json(cls, body: JsonObject) -> Configuration:
+        return cls(**{**body, "recipe": Recipe.from_json(body["recipe"]), "values": tuple(body["values"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """The rungs: the last is the full budget, each one before it a part 1/eta of the next."""
+
+    eta: int = 3
+    rungs: int = 3
+
+    def __post_init__(self) -> None:
+        if self.eta < 2 or self.rungs < 1:
+            raise ValueError("a ladder has an eta of at least 2 and at least one rung")
+
+    def ends(self, full: int) -> list[int]:
+        """The step at which each rung ends, strictly rising; of rungs that would coincide only the highest is left."""
+        ends = [-(-full // self.eta ** (self.rungs - 1 - rung)) for rung in range(self.rungs)]
+        return [end for end, following in zip(ends, [*ends[1:], full + 1], strict=True) if end < following]
+
+    def begin(self, configuration: Configuration) -> int:
+        """Where the rung that the configuration stands in begins."""
+        done = len(configuration.values)
+        return self.ends(configuration.recipe.steps)[done - 1] if done else 0
+
+    def end(self, configuration: Configuration) -> int:
+        """Where that rung ends."""
+        return self.ends(configuration.recipe.steps)[len(configuration.values)]
+
+    def finished(self, configuration: Configuration) -> bool:
+        return len(configuration.values) >= len(self.ends(configuration.recipe.steps))
+
+
+def paused(configurations: Sequence[Configuration], ladder: Ladder) -> Configuration | None:
+    """One that a budget stopped before or inside a rung; it goes on before anything else."""
+    for configuration in configurations:
+        if configuration.failed is None and not ladder.finished(configuration):
+            begun = configuration.step > ladder.begin(configuration)
+            if begun or not configuration.values:
+                return configuration
+    return None
+
+
+def survivor(configurations: Sequence[Configuration], ladder: Ladder) -> Configuration | None:
+    """The configuration that ASHA lets climb, the highest rung first; None where a new one should start."""
+    for rung in reversed(range(ladder.rungs - 1)):
+        reached = [c for c in configurations if len(c.values) > rung]
+        best = sorted(reached, key=lambda c: (-c.values[rung], c.id))[: len(reached) // ladder.eta]
+        for configuration in best:
+            waiting = len(configuration.values) == rung + 1 and configuration.failed is None
+            if waiting and not ladder.finished(configuration):
+                return configuration
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What carries over from one base model to the next: payoffs of sources, recipes that won, limits met."""
+
+    payoffs: JsonObject
+    best: Mapping[str, Sequence[Genes]]
+    limits: Sequence[JsonObject]
+
+
+def fresh(
+    configurations: Sequence[Configuration], space: Space, sources: Sequence[str], knowledge: Knowledge, seed: int
+) -> Configuration:
+    """A configuration that this study has not tried and that no learned limit forbids.
+
+    First each stage's default, then each stage's best recipe on earlier models, then what Optuna suggests. Where it
+    suggests nothing that is allowed, its last suggestion is taken at the gentlest settings.
+    """
+    known = [(stage, space.default_genes(stage, sources)) for stage in space.stages]
+    known += [(stage, genes) for stage in space.stages for genes in _best_before(stage, space, sources, knowledge)]
+    for stage, genes in known:
+        made = _made(stage, genes, space, sources, knowledge, seed)
+        if not _tried(configurations, stage, genes) and not forbidden(made.recipe, knowledge.limits):
+            return made
+    study = rebuilt(configurations, space, sources, seed)
+    for _ in range(MOST_ASKS):
+        stage, genes = _suggested(study.ask(), space, sources)
+        made = _made(stage, genes, space, sources, knowledge, seed)
+        if not _tried(configurations, stage, genes) and not forbidden(made.recipe, knowledge.limits):
+            return made
+    return _made(stage, _gentlest(stage, genes, space, sources), space, sources, knowledge, seed)
+
+
+def rebuilt(configurations: Sequence[Configuration], space: Space, sources: Sequence[str], seed: int) -> Study:
+    """The Optuna study that these configurations amount to: equal arguments suggest equal recipes.
+
+    What lies outside today's space (the settings changed) is left out; what failed counts as worst.
+    """
+    import optuna  # half a second: only when a new recipe is wanted
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=STARTUP_TRIALS)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for configuration in configurations:
+        stage = configuration.recipe.stage
+        if stage not in space.stages:
+            continue
+        genes = space.genes(stage, sources)
+        inside = genes.keys() == configuration.genes.keys() and all(
+            gene.holds(configuration.genes[name]) for name, gene in genes.items()
+        )
+        told = bool(configuration.values) or configuration.failed is not None
+        if not inside or not told:
+            continue
+        study.add_trial(optuna.trial.create_trial(
+            state=optuna.trial.TrialState.PRUNED if configuration.failed else optuna.trial.TrialState.COMPLETE,
+            value=None if configuration.failed else configuration.values[-1],
+            params={"stage": str(stage), **configuration.genes},
+            distributions={"stage": _stages(space), **{name: _distribution(gene) for name, gene in genes.items()}},
+        ))
+    return study
+
+
+def trimmed(configurations: Sequence[Configuration], ladder: Ladder) -> list[Configuration]:
+    """At most `MOST_CONFIGURATIONS`: the worst of those that will not go on leave first."""
+    kept = list(configurations)
+    while len(kept) > MOST_CONFIGURATIONS:
+        over = [c for c in kept[:-1] if c.failed is not None or ladder.finished(c)] or kept[:-1]
+        kept.remove(min(over, key=lambda c: (c.failed is None, c.values[-1] if c.values else 0.0)))
+    return kept
+
+
+def _made(
+    stage: Stage, genes: Genes, space: Space, sources: Sequence[str], knowledge: Knowledge, seed: int
+) -> Configuration:
+    recipe = space.recipe(stage, genes, sources, knowledge.payoffs)
+    return Configuration(digest_of([recipe.to_json(), seed])[:12], recipe, genes)
+
+
+def _tried(configurations: Sequence[Configuration], stage: Stage, genes: Genes) -> bool:
+    return any(c.recipe.stage is stage and dict(c.genes) == genes for c in configurations)
+
+
+def _best_before(stage: Stage, space: Space, sources: Sequence[str], knowledge: Knowledge) -> list[Genes]:
+    """The best recipe on earlier models, if it still lies in the space."""
+    allowed = space.genes(stage, sources)
+    inside = [
+        dict(genes) for genes in knowledge.best.get(stage, ())
+        if genes.keys() == allowed.keys() and all(gene.holds(genes[name]) for name, gene in allowed.items())
+    ]
+    return inside[:1]
+
+
+def _suggested(trial: Trial, space: Space, sources: Sequence[str]) -> tuple[Stage, Genes]:
+    stage = Stage(trial.suggest_categorical("stage", [str(stage) for stage in space.stages]))
+    genes: Genes = {}
+    for name, gene in space.genes(stage, sources).items():
+        if isinstance(gene, Span):
+            genes[name] = trial.suggest_float(name, gene.low, gene.high, log=gene.log)
+        else:
+            chosen = trial.suggest_categorical(name, list(gene.options))
+            assert chosen is not None
+            genes[name] = chosen
+    return stage, genes
+
+
+def _gentlest(stage: Stage, genes: Genes, space: Space, sources: Sequence[str]) -> Genes:
+    gentle = dict(genes)
+    for name, gene in space.genes(stage, sources).items():
+        if name == f"{stage}.learning_rate" and isinstance(gene, Span):
+            gentle[name] = gene.low
+        if name in (f"{stage}.batch", f"{stage}.group") and isinstance(gene, Choice):
+            gentle[name] = min(float(option) for option in gene.options)
+    return gentle
+
+
+def _stages(space: Space) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution
+
+    return CategoricalDistribution([str(stage) for stage in space.stages])
+
+
+def _distribution(gene: Span | Choice) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if isinstance(gene, Span):
+        return FloatDistribution(gene.low, gene.high, log=gene.log)
+    return CategoricalDistribution(list(gene.options))

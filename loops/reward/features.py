@@ -1,0 +1,149 @@
+"""What a reward feature may see, and the features there are.
+
+A feature maps one completion to phi in [0, 1], 1 being the better end. Its class says where it may pay: on every
+completion ("one"), only on right ones ("r0"), or only on wrong ones ("1-r0"). What a feature is worth is learned in
+`loops.reward.shaping`, never here. Standard library only: job functions import this file too.
+
+Invariant: a phi lies in [0, 1] whatever text it is given, and a feature that needs a reference answers 1/2 (it pays
+nothing) where there is none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Final
+
+NEUTRAL: Final = 0.5
+MOST_COMPARED_UNITS: Final = 256
+"""Edit similarity is quadratic: it looks at the first so many units of either text."""
+
+Phi = Callable[[str, str, str | None, Sequence[str]], float]
+"""(prompt, completion, reference or None, completions of the same group, this one included) -> phi in [0, 1]."""
+
+
+class FeatureClass(StrEnum):
+    """Which completions a feature may pay on, given their strict reward r0."""
+
+    ONE = "one"
+    RIGHT = "r0"
+    WRONG = "1-r0"
+
+    def factor(self, r0: float) -> float:
+        """c_k of the completion."""
+        if self is FeatureClass.ONE:
+            return 1.0
+        return r0 if self is FeatureClass.RIGHT else 1.0 - r0
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    name: str
+    klass: FeatureClass
+    phi: Phi
+
+
+def _units(text: str, like: str) -> list[str]:
+    """Words, or characters where `like` (the reference) is a single word."""
+    return text.split() if len(like.split()) > 1 else list("".join(text.split()))
+
+
+def _places(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """Share of places that hold the reference's unit; a wrong length costs its difference."""
+    if reference is None:
+        return NEUTRAL
+    mine, theirs = _units(completion, reference), _units(reference, reference)
+    hits = sum(a == b for a, b in zip(mine, theirs, strict=False))
+    return hits / max(len(mine), len(theirs), 1)
+
+
+def _overlap(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """F1 of the two bags of units, order ignored."""
+    if reference is None:
+        return NEUTRAL
+    mine, theirs = Counter(_units(completion, reference)), Counter(_units(reference, reference))
+    total = mine.total() + theirs.total()
+    return 2.0 * (mine & theirs).total() / total if total else 1.0
+
+
+def _prefix(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """How much of the reference the completion gets right before its first error."""
+    if reference is None:
+        return NEUTRAL
+    mine, theirs = _units(completion, reference), _units(reference, reference)
+    length = 0
+    while length < min(len(mine), len(theirs)) and mine[length] == theirs[length]:
+        length += 1
+    return length / max(len(theirs), 1)
+
+
+def _closeness(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """1 - edit distance / longer length."""
+    if reference is None:
+        return NEUTRAL
+    mine = _units(completion, reference)[:MOST_COMPARED_UNITS]
+    theirs = _units(reference, reference)[:MOST_COMPARED_UNITS]
+    longest = max(len(mine), len(theirs))
+    return 1.0 - _edit_distance(mine, theirs) / longest if longest else 1.0
+
+
+def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, start=1):
+        diagonal, row[0] = row[0], i
+        for j, right in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
+    return row[-1]
+
+
+def _brevity(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """Shorter than its group is better: 1/2 at the group's mean length."""
+    own = len(completion.split())
+    mean = sum(len(text.split()) for text in siblings) / len(siblings) if siblings else float(own)
+    return mean / (mean + own) if mean + own else NEUTRAL
+
+
+def _varied(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """Share of word pairs that are not a repetition of an earlier pair."""
+    words = completion.split()
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else NEUTRAL
+
+
+def _grounded(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """Share of the completion's words that the prompt holds."""
+    words, known = completion.split(), set(prompt.split())
+    return sum(word in known for word in words) / len(words) if words else 0.0
+
+
+def _agreement(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """Share of the group that gave the same text: a majority vote, and a known way to be hacked."""
+    own = completion.split()
+    return sum(text.split() == own for text in siblings) / len(siblings) if siblings else NEUTRAL
+
+
+FEATURES: Final[Mapping[str, Feature]] = MappingProxyType({
+    feature.name: feature
+    for feature in (
+        Feature("places", FeatureClass.WRONG, _places),
+        Feature("overlap", FeatureClass.WRONG, _overlap),
+        Feature("prefix", FeatureClass.WRONG, _prefix),
+        Feature("closeness", FeatureClass.WRONG, _closeness),
+        Feature("grounded", FeatureClass.WRONG, _grounded),
+        Feature("brevity", FeatureClass.RIGHT, _brevity),
+        Feature("varied", FeatureClass.ONE, _varied),
+        Feature("agreement", FeatureClass.ONE, _agreement),
+    )
+})
+"""Every feature by name. At most eight enter a shaping (ALGORITHMS 7)."""
+
+
+def measure(
+    names: Sequence[str], prompt: str, completion: str, reference: str | None, siblings: Sequence[str]
+) -> dict[str, float]:
+    """phi of one completion for each named feature. KeyError on an unknown name."""
+    return {name: FEATURES[name].phi(prompt, completion, reference, siblings) for name in names}

@@ -1,0 +1,249 @@
+"""The reward loop: one cycle carries reinforcement on for one segment, under a shaping or under none.
+
+The shaping follows from the state (ALGORITHMS 7): zero unless success is very rare and the evidence speaks. A shaping
+runs beside a zero-shaping control with the same seeds and is kept only where it is clearly better. With or without
+one, a segment is accepted only if q rose clearly; otherwise training goes on from the accepted checkpoint with
+another seed. The strict reward, the cap, the thresholds and the monitor are not part of any candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Final
+
+from loops.loop import Bench, Trial
+from loops.reward.arms import Weighing, expected_success, weigh
+from loops.reward.features import FEATURES
+from loops.reward.shaping import ZERO, Evidence, Shaping, Switch, annealed
+from state.jobs import JobFailed, JobResult, JobSpec
+from state.records import Candidate, JsonObject, LoopName, Outcome, Verdict
+
+STRONGEST: Final = 0.4
+"""Upper limit of B0; the cap on any strength is .5 (`shaping.CAP`)."""
+STRIKES: Final = 3
+AVOIDED_SEGMENTS: Final = 10
+NEAR: Final = 0.2
+"""Shapings whose weights differ by less (sum of absolute differences) count as the same."""
+HISTORY: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSettings:
+    """What the operator chooses.
+
+    `features` may enter a shaping where references exist, `approved` where none do; `references` says whether the
+    target tasks have one right answer each; `strength` is B0 (at most .4); `probe_items` is the size of the q probe.
+    """
+
+    features: tuple[str, ...] = ("places", "overlap", "prefix", "closeness", "grounded", "brevity", "varied")
+    approved: tuple[str, ...] = ()
+    references: bool = True
+    strength: float = STRONGEST
+    probe_items: int = 256
+
+    def __post_init__(self) -> None:
+        unknown = sorted({*self.features, *self.approved} - FEATURES.keys())
+        if unknown:
+            raise ValueError(f"unknown feature {unknown[0]!r}: choose from {', '.join(FEATURES)}")
+        Evidence.empty(self.allowed)                                    # at most eight
+        if not 0 <= self.strength <= STRONGEST:
+            raise ValueError(f"strength must be between 0 and {STRONGEST}")
+        if self.probe_items < 2:
+            raise ValueError("probe_items must be at least 2")
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        return self.features if self.references else self.approved
+
+
+@dataclass(frozen=True, slots=True)
+class RewardLoop:
+    """Satisfies `loops.loop.Loop` once `on` has told it which segment to run.
+
+    `targets` are task specs as JSON, `seal` the digest of the sealed item ids, `sources` the data sources of the
+    replay term (name -> digest). `assignment` is {"recipe", "checkpoint", "from_step", "steps", "segment", "lineage"}.
+    """
+
+    settings: RewardSettings
+    targets: Sequence[JsonObject]
+    seal: str
+    sources: Mapping[str, str]
+    assignment: JsonObject = field(default_factory=dict)
+
+    @property
+    def name(self) -> LoopName:
+        return LoopName.REWARD
+
+    def on(self, assignment: JsonObject) -> RewardLoop:
+        """The same loop, about to run one segment of the given recipe."""
+        return replace(self, assignment=assignment)
+
+    def start(self) -> JsonObject:
+        return {
+            "segments": 0, "evidence": Evidence.empty(self.settings.allowed).to_json(), "switch": str(Switch.OFF),
+            "scale": 1.0, "strikes": 0, "avoid": [], "blocked": [], "best": None, "history": [],
+        }
+
+    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
+        task = self.assignment
+        shaping = self.shaping(state, task["from_step"], task["recipe"]["steps"])
+        change = {
+            "shaping": shaping.to_json(), "recipe": task["recipe"], "model": base, "checkpoint": task["checkpoint"],
+            "from_step": task["from_step"], "steps": task["steps"], "segment": task["segment"],
+            "lineage": task["lineage"],
+        }
+        return Candidate(self.name, change, base, incumbent)
+
+    def shaping(self, state: JsonObject, step: int, horizon: int) -> Shaping:
+        """The shaping that the state calls for at one step; zero unless everything speaks for it."""
+        if state["switch"] != Switch.ON or frozen(state):
+            return ZERO
+        evidence = self._evidence(state)
+        blocked = set(state["blocked"])
+        strength = annealed(self.settings.strength * state["scale"], step, horizon)
+        for _ in range(len(state["avoid"]) + 1):
+            shaping = Shaping(evidence.weights(set(self.settings.allowed) - blocked), strength)
+            if shaping.is_zero:
+                return ZERO
+            if not any(_near(shaping.weights, avoided["weights"]) for avoided in state["avoid"]):
+                return shaping
+            blocked.add(str(shaping.heaviest))
+        return ZERO
+
+    def run(self, candidate: Candidate, bench: Bench) -> Trial:
+        shaping = Shaping.from_json(candidate.change["shaping"])
+        state = bench.cycle.state
+        specs = {"zero": self._spec(candidate.change, ZERO, bench)}
+        if not shaping.is_zero:
+            specs["shaped"] = self._spec(candidate.change, shaping, bench)
+        arms = {name: _arm(result) for name, result in zip(specs, bench.jobs(list(specs.values())), strict=True)}
+        if "failed" in arms["zero"]:
+            raise JobFailed(arms["zero"]["failed"], Verdict(arms["zero"]["verdict"]))
+        best = state["best"] if state["best"] and state["best"]["lineage"] == candidate.change["lineage"] else None
+        values = {
+            "arms": arms, "best_q": best["q"] if best else None,
+            "history": _lengthened(state["history"], arms.get("shaped")),
+        }
+        return Trial(arms[_weighed(values).arm]["model"], values)
+
+    def judge(self, candidate: Candidate, trial: Trial) -> Outcome:
+        """PROMOTED where the kept arm's q rose by more than one standard error; evidence names the arm and why."""
+        weighing = _weighed(trial.values)
+        arms = trial.values["arms"]
+        kept, shaped = arms[weighing.arm], arms.get("shaped")
+        values = kept["values"]
+        q = expected_success(values)
+        heaviest = Shaping.from_json(candidate.change["shaping"]).heaviest
+        evidence = {
+            "arm": weighing.arm, "gain": weighing.gain.to_json(),
+            "over_zero": weighing.over_zero.to_json() if weighing.over_zero else None,
+            "alarms": [alarm.to_json() for alarm in weighing.alarms], "guard": weighing.guard,
+            "blocked": heaviest if weighing.guard else None, "q_before": expected_success(values, "q_before"),
+            "q_after": q, "best_q": trial.values["best_q"],
+            "shaped_failed": shaped.get("failed") if shaped else None,
+            **{key: values.get(key) for key in ("success", "groups", "mixed_groups", "kl", "steps", "stopped")},
+        }
+        lesson = {
+            "checkpoint": kept["checkpoint"], "steps": values.get("steps", candidate.change["steps"]),
+            "evidence": values.get("evidence"), "q": q, "history": trial.values["history"],
+        }
+        verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
+        return Outcome(verdict, _reason(weighing), kept["model"] if weighing.accepted else None, evidence, lesson)
+
+    def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
+        shaping = Shaping.from_json(candidate.change["shaping"])
+        seen, lesson = outcome.evidence, outcome.lesson
+        segments = state["segments"] + 1
+        alarmed = bool(seen.get("alarms"))
+        shunned = not shaping.is_zero and (
+            alarmed or bool(seen.get("shaped_failed")) or outcome.verdict not in (Verdict.PROMOTED, Verdict.REJECTED)
+        )
+        avoid = [entry for entry in state["avoid"] if entry["until"] > segments]
+        if shunned:
+            avoid.append({"weights": dict(shaping.weights), "until": segments + AVOIDED_SEGMENTS})
+        evidence = lesson.get("evidence") or state["evidence"]
+        success = Evidence.from_json(evidence).success
+        blocked = {*state["blocked"], *([seen["blocked"]] if seen.get("blocked") else [])}
+        return {
+            "segments": segments, "evidence": evidence, "switch": str(Switch(state["switch"]).after(success)),
+            "scale": state["scale"] / 2 if alarmed else state["scale"], "strikes": state["strikes"] + alarmed,
+            "avoid": avoid, "blocked": sorted(blocked), "best": _best(state["best"], candidate, outcome),
+            "history": [] if alarmed else lesson.get("history", state["history"]),
+        }
+
+    def _evidence(self, state: JsonObject) -> Evidence:
+        evidence = Evidence.from_json(state["evidence"])
+        known = evidence.features == Evidence.empty(self.settings.allowed).features
+        return evidence if known else Evidence.empty(self.settings.allowed)       # the operator changed the list
+
+    def _spec(self, change: JsonObject, shaping: Shaping, bench: Bench) -> JobSpec:
+        """One arm. Both arms have the same seeds and differ in nothing but the shaping."""
+        inputs = {"model": change["model"], "seal": self.seal}
+        inputs |= {f"data:{name}": digest for name, digest in sorted(self.sources.items())}
+        if change["checkpoint"] is not None:
+            inputs["checkpoint"] = change["checkpoint"]
+        params = {
+            "recipe": change["recipe"], "shaping": shaping.to_json(), "tasks": list(self.targets),
+            "steps": change["steps"], "from_step": change["from_step"],
+            "evidence": self._evidence(bench.cycle.state).to_json(),
+            "probe_seed": bench.seed("probe"), "probe_items": self.settings.probe_items,
+            "proxy_strength": STRONGEST,
+        }
+        return bench.spec("segment", inputs, params, bench.seed("segment"))
+
+
+def frozen(state: JsonObject) -> bool:
+    """Three alarms: no shaping until the operator re-arms the loop. Segments without one go on."""
+    return bool(state["strikes"] >= STRIKES)
+
+
+def rearm(state: JsonObject) -> JsonObject:
+    """The state after the operator re-armed the loop: strikes, avoided and blocked shapings are forgotten."""
+    return {**state, "strikes": 0, "scale": 1.0, "avoid": [], "blocked": [], "history": []}
+
+
+def _arm(result: JobResult | JobFailed) -> JsonObject:
+    if isinstance(result, JobFailed):
+        return {"failed": str(result), "verdict": str(result.verdict)}
+    return {
+        "model": result.outputs["model"], "checkpoint": result.outputs["checkpoint"], "values": result.values,
+    }
+
+
+def _weighed(values: JsonObject) -> Weighing:
+    return weigh(values["arms"], values["best_q"], [(proxy, truth) for proxy, truth in values["history"]])
+
+
+def _lengthened(history: list[list[float]], arm: JsonObject | None) -> list[list[float]]:
+    """The evaluations of shaped segments so far and this one: [proxy at constant B0, truth]."""
+    if arm is None or "failed" in arm or not arm["values"]["truth"]:
+        return history
+    values = arm["values"]
+    q, success = expected_success(values), fmean(values["truth"])
+    return [*history, [fmean(values["proxy"] or [success]), success if q is None else q]][-HISTORY:]
+
+
+def _best(best: JsonObject | None, candidate: Candidate, outcome: Outcome) -> JsonObject | None:
+    """The highest accepted q of the lineage that the loop is working on."""
+    q, lineage = outcome.lesson.get("q"), candidate.change["lineage"]
+    if outcome.verdict is not Verdict.PROMOTED or q is None:
+        return best
+    if best is not None and best["lineage"] == lineage and best["q"] >= q:
+        return best
+    return {"lineage": lineage, "q": q, "model": outcome.result, "checkpoint": outcome.lesson["checkpoint"]}
+
+
+def _near(weights: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    return sum(abs(weights.get(name, 0.0) - others.get(name, 0.0)) for name in {*weights, *others}) < NEAR
+
+
+def _reason(weighing: Weighing) -> str:
+    gain = f"{weighing.gain.mean:+.4f} with a standard error of {weighing.gain.stderr:.4f}"
+    told = f"the {weighing.arm} arm's success moved by {gain}"
+    if weighing.over_zero is not None:
+        told += f"; the shaping gained {weighing.over_zero.mean:+.4f} over zero"
+    for warning in (*(alarm.seen for alarm in weighing.alarms), *([weighing.guard] if weighing.guard else [])):
+        told += f"; {warning}"
+    return told

@@ -1,0 +1,136 @@
+"""Marks sampled answers: strict verdict, features, shaped reward, evidence, and the answers that were right.
+
+It is the reward function that GRPO calls, and it keeps what the marks taught, as a value that a checkpoint can hold.
+No tensors here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from loops.reward.features import FEATURES, measure
+from loops.reward.shaping import Evidence, Shaping, bonus, rank_correlation, score, shaped_reward
+from safety.yardstick.items import Item
+from safety.yardstick.verifiers import Verifier
+from state.records import JsonObject
+
+REWARD_SCALE: Final = 1 / 0.3
+"""Advantages are divided by a constant, never by a deviation: in an all-wrong group that would undo every bound."""
+KEPT_SUCCESSES: Final = 512
+
+Answer = tuple[list[int], list[int]]
+"""Ids of the prompt and of a right answer with its end token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An item to be answered, the ids of its prompt, and the verifier of its task."""
+
+    item: Item
+    ids: list[int]
+    verifier: Verifier
+
+
+@dataclass(slots=True)
+class Record:
+    """What a segment has learned so far, beside weights and moments: exactly what a checkpoint keeps of it.
+
+    Lists have one value a step; `scores` and `truths` one a completion. `right` holds the last own successes.
+    """
+
+    step: int
+    evidence: JsonObject
+    right: list[Answer] = field(default_factory=list)
+    truth: list[float] = field(default_factory=list)
+    proxy: list[float] = field(default_factory=list)
+    bonus: list[float] = field(default_factory=list)
+    flat: list[float] = field(default_factory=list)
+    clipped: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    truths: list[float] = field(default_factory=list)
+    groups: int = 0
+    mixed_groups: int = 0
+    tokens: int = 0
+    q_before: list[float] = field(default_factory=list)
+    start: list[Answer] = field(default_factory=list)
+    start_log_p: list[list[float]] = field(default_factory=list)
+    micro_batch: int = 0
+    stopped: str | None = None
+
+    def to_json(self) -> JsonObject:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Between how good the shaping's features call an answer and whether it is right; None where either is flat."""
+        return rank_correlation(self.scores, self.truths)
+
+
+@dataclass(slots=True)
+class Marking:
+    """TRL's reward function. `latest` holds the answers of the last call, right or wrong."""
+
+    questions: Sequence[Question]
+    group: int
+    ends: frozenset[int]
+    shaping: Shaping
+    proxy_strength: float
+    record: Record
+    latest: list[Answer] = field(default_factory=list)
+    __name__: str = "marking"
+
+    def __call__(
+        self, completions: list[str], completion_ids: list[list[int]], question: list[int], **_: Any
+    ) -> list[float]:
+        """One scaled reward a completion; groups of `group` neighbours answer the same question."""
+        evidence = Evidence.from_json(self.record.evidence).decay()
+        names = sorted({*evidence.features, *self.shaping.weights} & set(FEATURES))
+        self.latest = []
+        rewards: list[float] = []
+        truths: list[float] = []
+        bonuses: list[float] = []
+        for begin in range(0, len(completions), self.group):
+            asked = self.questions[question[begin]]
+            texts = [text.strip() for text in completions[begin:begin + self.group]]
+            ids = completion_ids[begin:begin + self.group]
+            r0 = [self._right(asked, text, written) for text, written in zip(texts, ids, strict=True)]
+            phis = [measure(names, asked.item.prompt, text, asked.item.answer, texts) for text in texts]
+            ideal = measure(evidence.features, asked.item.prompt, asked.item.answer, asked.item.answer, texts)
+            evidence = evidence.add_group(
+                [([phi[name] for name in evidence.features], r) for phi, r in zip(phis, r0, strict=True)],
+                [ideal[name] for name in evidence.features],
+            )
+            group = [shaped_reward(r, phi, self.shaping) for r, phi in zip(r0, phis, strict=True)]
+            self._count(r0, group)
+            rewards += group
+            truths += r0
+            bonuses += [bonus(r, phi, self.shaping.weights) for r, phi in zip(r0, phis, strict=True)]
+            self.record.scores += [score(phi, self.shaping) for phi in phis]
+            self.latest += [(asked.ids, list(written)) for written in ids]
+        self._close(evidence, truths, bonuses, len(rewards) // self.group)
+        return [reward * REWARD_SCALE for reward in rewards]
+
+    def _right(self, asked: Question, text: str, written: Sequence[int]) -> float:
+        """r0: right by the task's strict verifier, and ended by the model itself."""
+        return float(bool(written) and written[-1] in self.ends and asked.verifier(asked.item, text) == 1)
+
+    def _count(self, r0: Sequence[float], rewards: Sequence[float]) -> None:
+        self.record.groups += 1
+        self.record.mixed_groups += 0 < sum(r0) < len(r0)
+        self.record.flat.append(float(max(rewards) - min(rewards) < 1e-9))
+
+    def _close(self, evidence: Evidence, truths: list[float], bonuses: list[float], groups: int) -> None:
+        record = self.record
+        record.evidence = evidence.to_json()
+        record.truths += truths
+        record.truth.append(sum(truths) / len(truths))
+        record.bonus.append(sum(bonuses) / len(bonuses))
+        record.proxy.append(record.truth[-1] + self.proxy_strength * record.bonus[-1])
+        record.flat[-groups:] = [sum(record.flat[-groups:]) / groups]
+        record.right += [answer for answer, r in zip(self.latest, truths, strict=True) if r == 1.0]
+        del record.right[:-KEPT_SUCCESSES]
+        record.tokens += sum(len(prompt) + len(written) for prompt, written in self.latest)

@@ -1,0 +1,256 @@
+"""The job "segment": some steps of group-relative policy gradient with a verifier, under one shaping, with TRL.
+
+inputs   model, checkpoint (to carry on from `from_step`), seal, data:<source> ... (replay)
+params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_seed, probe_items, save_steps,
+         proxy_strength
+outputs  model (adapter merged), checkpoint
+values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, q_before, q_after, kl,
+         entropy, tokens, stopped, learned
+
+R = r0 + B sum a_k c_k (phi_k - 1/2), divided by .3 and not by a deviation. The target is never shown: prompts are
+fresh search items, references only tell features apart and measure q. A pure function of the spec and its inputs.
+Killed anywhere and run again in the same folder, it goes on from its last verified checkpoint and ends with the same
+bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+
+from loops.pipeline.recipe import Recipe
+from loops.reward.features import FEATURES
+from loops.reward.shaping import Evidence, Shaping
+from loops.work import checkpoint
+from loops.work.checkpoint import Checkpoint
+from loops.work.exercises import Exercises, plain, set_exercises
+from loops.work.learner import Learner, load_learner, schedule, standing, take_up
+from loops.work.marking import Marking, Record
+from loops.work.replay import DATA_ROWS, Replay
+from loops.work.rows import answer_log_p, mixed, read_rows, tokenise
+from loops.work.stops import reason_to_stop
+from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
+from safety.yardstick.items import TaskSpec
+from safety.yardstick.scoring import expected_success
+from safety.yardstick.tasks import sealed_ids
+from state.jobs import Desk, JobSpec, Produced
+from state.records import JsonObject, seed_from
+
+PROBE_ITEMS = 256
+SAVE_STEPS = 20
+KL_STEPS = 5
+PROXY_STRENGTH = 0.4
+SPARE_TOKENS = 2
+REFERENCE = "ref"                      # the copy of the adapter that TRL makes for a KL term
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """The spec's parameters, read once."""
+
+    recipe: Recipe
+    shaping: Shaping
+    tasks: list[TaskSpec]
+    steps: range
+    evidence: Evidence
+    probe_seed: int
+    probe_items: int
+    save_steps: int
+    proxy_strength: float
+    seed: int
+
+    @property
+    def question_seed(self) -> int:
+        """A later segment asks other questions, whatever seed it has."""
+        return seed_from(self.seed, "questions", self.steps.start)
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> Errand:
+        params = spec.params
+        first = params["from_step"]
+        if params["steps"] < 1:
+            raise ValueError(f"a segment of {params['steps']} steps was asked for")
+        evidence = params.get("evidence")
+        return cls(
+            Recipe.from_json(params["recipe"]), Shaping.from_json(params["shaping"]),
+            [TaskSpec.from_json(body) for body in params["tasks"]], range(first, first + params["steps"]),
+            Evidence.from_json(evidence) if evidence else Evidence.empty(FEATURES), params["probe_seed"],
+            params.get("probe_items", PROBE_ITEMS), params.get("save_steps", SAVE_STEPS),
+            params.get("proxy_strength", PROXY_STRENGTH), spec.seed,
+        )
+
+
+class Reinforced(GRPOTrainer):  # type: ignore[misc]
+    """GRPO with more to learn in each step: `extra` gives the loss that is added once, however the batch is cut."""
+
+    extra: Callable[[Any], Tensor | None]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        extra = self.extra(model)
+        loss: Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss if extra is None else loss + extra
+
+
+def segment(spec: JobSpec, desk: Desk) -> Produced:
+    """Run `steps` steps from `from_step` on. Raises Diverged, TaskError and ValueError for bad inputs."""
+    torch.set_num_threads(desk.threads)
+    errand = Errand.of(spec)
+    return halving(errand.recipe.completions, lambda micro_batch: _attempt(errand, desk, micro_batch))
+
+
+def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
+    learner = load_learner(desk.inputs["model"], errand.recipe, errand.seed, desk.device)
+    sealed = sealed_ids(desk.inputs["seal"]) if "seal" in desk.inputs else frozenset()
+    exercises = set_exercises(
+        errand.tasks, sealed, learner.tokenizer, errand.recipe.batch * len(errand.steps), errand.question_seed,
+        errand.probe_items, errand.probe_seed,
+    )
+    given = take_up(learner, desk.inputs.get("checkpoint"), errand.recipe, errand.steps.start)
+    found = checkpoint.latest(desk.folder / "steps")
+    record = Record(**found.state) if found else _begin(errand, learner, exercises, given)
+    record.micro_batch = micro_batch or record.micro_batch
+    if not record.stopped:
+        _run(errand, desk, learner, exercises, record, found)
+    elif found:
+        learner.restore(found)
+    return _finish(errand, desk, learner, exercises, record)
+
+
+def _begin(errand: Errand, learner: Learner, exercises: Exercises, given: JsonObject) -> Record:
+    record = Record(errand.steps.start, errand.evidence.to_json(), given.get("right", []))
+    record.q_before = _expected(learner, exercises)
+    return record
+
+
+def _run(
+    errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, record: Record, found: Checkpoint | None
+) -> None:
+    recipe, first, batch = errand.recipe, record.step, errand.recipe.batch
+    left = range(batch * (first - errand.steps.start), len(exercises.questions))
+    marking = Marking(
+        exercises.questions, recipe.group, frozenset({int(learner.tokenizer.eos_token_id)}), errand.shaping,
+        errand.proxy_strength, record,
+    )
+    replay = _replay(errand, desk, learner, record)
+    pending = True
+
+    def extra(model: Any) -> Tensor | None:
+        nonlocal pending
+        if not pending:
+            return None
+        pending = False
+        if not record.start:
+            record.start = marking.latest
+            record.start_log_p = _log_p(learner, record)
+        return replay.loss(model, record.step)
+
+    def after(step: int, logs: Logs) -> str | None:
+        nonlocal pending
+        pending = True
+        record.step = step
+        record.tokens += replay.tokens
+        replay.tokens = 0
+        record.entropy.append(logs["entropy"])
+        record.clipped.append(logs["completions/clipped_ratio"])
+        if step % KL_STEPS == 0 or step == errand.steps.stop:
+            record.kl.append(_kl(learner, record))
+        record.stopped = reason_to_stop(record.flat, record.clipped, record.entropy, record.kl)
+        return record.stopped
+
+    def save(step: int) -> None:
+        checkpoint.write_step(desk.folder / "steps", step, learner.groups(whole=False), record.to_json())
+
+    trainer = Reinforced(
+        model=learner.model,
+        reward_funcs=[marking],
+        args=_arguments(errand, desk, exercises, record, len(left) // batch),
+        train_dataset=Dataset.from_dict({
+            "prompt": [exercises.questions[place].item.prompt for place in left], "question": list(left),
+        }),
+        processing_class=plain(learner.tokenizer),
+        optimizers=(learner.optimizer, schedule(recipe, first, learner.optimizer)),
+        callbacks=[Watch(errand.seed, first, errand.steps.stop, errand.save_steps, after, save, desk.progress)],
+    )
+    trainer.extra = extra
+    if found:
+        learner.restore(found)         # only now: the trainer's KL term refers to where the segment began
+    run_trainer(trainer)
+    if isinstance(learner.model, PeftModel) and REFERENCE in learner.model.peft_config:
+        learner.model.delete_adapter(REFERENCE)
+
+
+def _arguments(errand: Errand, desk: Desk, exercises: Exercises, record: Record, steps: int) -> GRPOConfig:
+    recipe = errand.recipe
+    micro = record.micro_batch or recipe.completions
+    return GRPOConfig(
+        str(desk.folder / "trl"), per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.completions // micro, num_generations=recipe.group,
+        max_completion_length=exercises.longest + SPARE_TOKENS, temperature=recipe.temperature, beta=recipe.beta,
+        scale_rewards="none", loss_type="dapo", shuffle_dataset=False,
+        **quiet_arguments(desk.device, steps, errand.seed),
+    )
+
+
+def _replay(errand: Errand, desk: Desk, learner: Learner, record: Record) -> Replay:
+    rows = read_rows(desk.inputs)
+    recipe, left = errand.recipe, range(record.step, errand.steps.stop)
+    seed = seed_from(errand.seed, "replay")
+    places = mixed(rows, recipe.shares(rows.sources) if rows.sources else {}, DATA_ROWS, left, seed)
+    data = tokenise(rows, places.reshape(-1).tolist(), learner.tokenizer)
+    return Replay(data, places, left.start, recipe.replay, seed, desk.device, lambda: record.right)
+
+
+def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, record: Record) -> Produced:
+    outputs = {"model": desk.folder / "model", "checkpoint": desk.folder / "checkpoint"}
+    q_after = _expected(learner, exercises)
+    state = standing(errand.recipe, record.step) | {"right": record.right}
+    checkpoint.write(outputs["checkpoint"], learner.groups(whole=True), state)
+    learner.save(outputs["model"])
+    values = {
+        "evidence": record.evidence, "success": sum(record.truths) / len(record.truths), "steps": len(record.truth),
+        "groups": record.groups, "mixed_groups": record.mixed_groups, "proxy": record.proxy, "truth": record.truth,
+        "shaping_trace": record.bonus, "rank_correlation": record.rank_correlation, "q_before": record.q_before,
+        "q_after": q_after, "kl": record.kl[-1] if record.kl else 0.0, "entropy": record.entropy,
+        "tokens": record.tokens, "stopped": record.stopped,
+        "learned": {"micro_batch": record.micro_batch} if record.micro_batch else {},
+    }
+    return Produced(values, outputs, items=len(record.truths), tokens=record.tokens)
+
+
+def _expected(learner: Learner, exercises: Exercises) -> list[float]:
+    """q, item by item: how often sampling would give the reference."""
+    bare = _bare(learner)
+    bare.eval()
+    q = [float(value) for value in expected_success(bare, learner.tokenizer, exercises.probe)]
+    bare.train()
+    return q
+
+
+def _kl(learner: Learner, record: Record) -> float:
+    """KL(start || now) in nats a token, on the segment's first answers: mean of r - 1 - ln r, r = p_now / p_start."""
+    differences = [
+        now - then
+        for mine, theirs in zip(_log_p(learner, record), record.start_log_p, strict=True)
+        for now, then in zip(mine, theirs, strict=True)
+    ]
+    ratio = torch.tensor(differences, dtype=torch.float64)
+    return float((ratio.exp() - 1 - ratio).mean())
+
+
+def _log_p(learner: Learner, record: Record) -> list[list[float]]:
+    with torch.no_grad():
+        return answer_log_p(_bare(learner), record.start, int(learner.tokenizer.pad_token_id), learner.device)
+
+
+def _bare(learner: Learner) -> Any:
+    """The causal model itself, the adapter's layers inside it."""
+    return learner.model.get_base_model() if isinstance(learner.model, PeftModel) else learner.model

@@ -1,0 +1,173 @@
+"""Training rows: JSONL {"prompt", "answer"} as token ids, mixed by shares, with loss on the answer and its end only.
+
+Which row stands at which place of which step is a function of the seed and the place alone, so a run that is carried
+on in the middle sees what the undisturbed one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from safety.yardstick.scoring import Encoded, encode_items, pad_id
+from state.records import seed_from
+
+IGNORED = -100
+ROWS_AT_ONCE = 16
+GOLDEN = (5**0.5 - 1) / 2          # multiples of it modulo 1 fill [0, 1) evenly from the first one on
+
+Places = npt.NDArray[np.int64]
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The text of every row (prompt, answer), and the places of each source among them."""
+
+    texts: Sequence[tuple[str, str]]
+    sources: Mapping[str, range]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Some rows by their place: ids of the prompt, and ids of the answer with the end token."""
+
+    rows: Mapping[int, Encoded]
+    pad: int
+
+    def batch(self, places: Iterable[int]) -> Batch:
+        """input_ids, attention_mask and labels of some rows, (rows, longest), padded on the right."""
+        return pad_rows([self.rows[place] for place in places], self.pad)
+
+    def count(self, places: Iterable[int]) -> int:
+        """Tokens of some rows, padding left out."""
+        return sum(len(self.rows[place][0]) + len(self.rows[place][1]) for place in places)
+
+
+def pad_rows(rows: Sequence[Encoded], pad: int) -> Batch:
+    """input_ids, attention_mask and labels, (rows, longest), padded on the right; labels cover the answers only."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+    spare = [longest - len(prompt) - len(answer) for prompt, answer in rows]
+    parts = list(zip(rows, spare, strict=True))
+    return {
+        "input_ids": torch.tensor([[*p, *a, *[pad] * n] for (p, a), n in parts]),
+        "attention_mask": torch.tensor([[1] * (longest - n) + [0] * n for n in spare]),
+        "labels": torch.tensor([[IGNORED] * len(p) + [*a] + [IGNORED] * n for (p, a), n in parts]),
+    }
+
+
+def read_rows(inputs: Mapping[str, Path]) -> Rows:
+    """Every row of every input named "data:<source>": a JSONL file or a folder of them.
+
+    ValueError naming file and line when a row has no text in "prompt" or "answer".
+    """
+    texts: list[tuple[str, str]] = []
+    sources: dict[str, range] = {}
+    for name in sorted(inputs):
+        if name.startswith("data:"):
+            begin = len(texts)
+            texts += [row for file in _files(inputs[name]) for row in _parsed(file)]
+            sources[name.removeprefix("data:")] = range(begin, len(texts))
+    return Rows(texts, sources)
+
+
+def tokenise(rows: Rows, places: Iterable[int], tokenizer: Any) -> Tokens:
+    """The rows at these places, each once, in one call of the tokenizer."""
+    chosen = sorted(set(places))
+    encoded = encode_items(tokenizer, [rows.texts[place] for place in chosen])
+    return Tokens(dict(zip(chosen, encoded, strict=True)), pad_id(tokenizer))
+
+
+def mixed(rows: Rows, shares: Mapping[str, float], batch: int, steps: range, seed: int) -> Places:
+    """The rows of some steps of an endless mixture, (steps, batch).
+
+    Sources take turns evenly by their shares (a source without rows, or without a share, has none); within a source
+    rows come epoch after epoch, each in an order of its own. No shares at all: no rows. ValueError when no source with
+    a share has rows.
+    """
+    if not shares:
+        return np.empty((len(steps), 0), dtype=np.int64)
+    live = {name: share for name, share in sorted(shares.items()) if share > 0 and rows.sources.get(name)}
+    if not live:
+        raise ValueError(f"no rows to train on: shares {dict(shares)}, sources {sorted(rows.sources)}")
+    names, weights = list(live), np.cumsum(list(live.values()))
+    offset = np.random.default_rng(seed_from(seed, "turns")).random()
+    turns = np.searchsorted(weights / weights[-1], (offset + GOLDEN * np.arange(steps.stop * batch)) % 1.0, "right")
+    places = np.empty(steps.stop * batch, dtype=np.int64)
+    for number, name in enumerate(names):
+        mine = np.flatnonzero(turns == number)
+        places[mine] = rows.sources[name].start + _in_epochs(len(rows.sources[name]), len(mine), seed, name)
+    return places.reshape(steps.stop, batch)[steps.start:]
+
+
+def answer_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy over the labelled tokens; the head runs only where some row has a label."""
+    labels = batch["labels"][:, 1:]
+    asked = (labels != IGNORED).any(dim=0).nonzero().flatten()
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=asked, use_cache=False
+    ).logits
+    return cross_entropy(logits.float().flatten(0, 1), labels[:, asked].flatten(), ignore_index=IGNORED)
+
+
+def answer_log_p(model: torch.nn.Module, rows: Sequence[Encoded], pad: int, device: str) -> list[list[float]]:
+    """ln p of every token of every answer, given its prompt and what precedes it."""
+    return [
+        values
+        for begin in range(0, len(rows), ROWS_AT_ONCE)
+        for values in _answer_log_p(model, rows[begin:begin + ROWS_AT_ONCE], pad, device)
+    ]
+
+
+def _answer_log_p(model: torch.nn.Module, rows: Sequence[Encoded], pad: int, device: str) -> list[list[float]]:
+    batch = to_device(pad_rows(rows, pad), device)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    chosen = batch["input_ids"][:, 1:, None]
+    log_p = logits[:, :-1].float().log_softmax(dim=-1).gather(2, chosen).squeeze(2).cpu()
+    return [
+        log_p[row, len(prompt) - 1:len(prompt) + len(answer) - 1].tolist()
+        for row, (prompt, answer) in enumerate(rows)
+    ]
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _in_epochs(size: int, count: int, seed: int, name: str) -> Places:
+    epochs = [
+        np.random.default_rng(seed_from(seed, "order", name, epoch)).permutation(size)
+        for epoch in range(-(-count // size))
+    ]
+    return np.concatenate([*epochs, np.empty(0, dtype=np.int64)])[:count]
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path}: no .jsonl file in this folder")
+    return files
+
+
+def _parsed(file: Path) -> list[tuple[str, str]]:
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                prompt, answer = row["prompt"], row["answer"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{file}, line {number}: not a row with prompt and answer ({error})") from error
+            if not isinstance(prompt, str) or not isinstance(answer, str):
+                raise ValueError(f"{file}, line {number}: prompt and answer must be text")
+            rows.append((prompt, answer))
+    return rows

@@ -1,0 +1,158 @@
+"""Which part of a change or of a measured model falls under which bound.
+
+Pure, standard library only; read through `Bounds.admit` and `Bounds.accept`. Invariant: a change whose kind,
+operator, stage, adapter or feature is not listed is refused, and so is a number that is missing, not a number or not
+finite where a limit asks for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from safety.limits import Refusal
+from state.records import Candidate, JsonObject, LoopName
+
+if TYPE_CHECKING:
+    from safety.bounds import Bounds, DriftBounds
+
+Findings = Iterator[Refusal | None]
+
+
+def admit(bounds: Bounds, candidate: Candidate) -> Refusal | None:
+    """The first bound that the candidate's change breaks, or None."""
+    checks = {
+        LoopName.ARCHITECTURE: _architecture, LoopName.PIPELINE: _pipeline, LoopName.REWARD: _reward,
+    }[candidate.loop]
+    return _first(checks(bounds, candidate.change))
+
+
+def accept(bounds: Bounds, facts: JsonObject) -> Refusal | None:
+    """The first limit of the model family that the facts of a made model break, or None."""
+    return _first(_model(bounds, facts))
+
+
+def within(limits: DriftBounds, drift: JsonObject, name: str) -> Refusal | None:
+    """The first drift limit broken. What a drift could not be measured in is absent from it and passes."""
+    return _first(
+        _between(f"{name}.{key}", drift[key], -math.inf, getattr(limits, key))
+        for key in limits.__dataclass_fields__ if key in drift
+    )
+
+
+def _architecture(bounds: Bounds, change: JsonObject) -> Findings:
+    kind, search = change.get("kind"), bounds.search
+    if kind == "keep":
+        yield _listed("search.operators", "keep", search.operators)
+    elif kind == "crossover":
+        yield _listed("search.operators", "crossover", search.operators)
+        yield _parents(bounds, change)
+        yield from (_between("search.mix", mix, 0.0, 1.0) for mix in _numbers(change.get("mix")))
+    elif kind == "merge":
+        yield _listed("search.operators", change.get("operator"), search.operators)
+        yield _parents(bounds, change)
+        if change.get("operator") == "slerp":
+            yield from (_between("search.t", t, 0.0, 1.0) for t in _numbers(change.get("t")))
+        else:
+            yield from (
+                _between("search.weight", weight, search.min_weight, search.max_weight)
+                for weight in _numbers(change.get("weights"))
+            )
+        yield from (_between("search.density", share, 0.0, 1.0) for share in _numbers(change.get("density", [])))
+    else:
+        yield Refusal("search.kind", kind, ["merge", "crossover", "keep"])
+
+
+def _parents(bounds: Bounds, change: JsonObject) -> Refusal | None:
+    parents = change.get("parents")
+    count = len(parents) if isinstance(parents, list) else 0
+    return _between("search.max_parents", count, 1, bounds.search.max_parents)
+
+
+def _pipeline(bounds: Bounds, change: JsonObject) -> Findings:
+    yield from _kind(change, "pipeline")
+    yield from _recipe(bounds, change.get("recipe"))
+    for key in ("from_step", "to_step"):
+        yield _between("pipeline.max_steps", change.get(key, 0), 0, bounds.pipeline.max_steps)
+
+
+def _reward(bounds: Bounds, change: JsonObject) -> Findings:
+    yield from _kind(change, "reward")
+    shaping = change.get("shaping")
+    if not isinstance(shaping, dict) or not isinstance(shaping.get("weights"), dict):
+        yield Refusal("reward.shaping", shaping, "weights by feature and a strength")
+        return
+    yield _between("reward.max_strength", shaping.get("strength"), 0.0, bounds.reward.max_strength)
+    for feature, weight in shaping["weights"].items():
+        yield _listed("reward.features", feature, bounds.reward.features) if weight else None
+        yield _between("reward.weight", weight, -1e6, 1e6)
+    if "recipe" in change:
+        yield from _recipe(bounds, change["recipe"])
+    for key in ("from_step", "steps"):
+        yield _between("pipeline.max_steps", change.get(key, 0), 0, bounds.pipeline.max_steps)
+
+
+def _kind(change: JsonObject, family: str) -> Findings:
+    """These loops have one kind of change; one that claims another kind is refused."""
+    if "kind" in change and change["kind"] != family:
+        yield Refusal(f"{family}.kind", change["kind"], [family])
+
+
+def _recipe(bounds: Bounds, recipe: Any) -> Findings:
+    if not isinstance(recipe, dict):
+        yield Refusal("pipeline.recipe", recipe, "a recipe")
+        return
+    limits = bounds.pipeline
+    yield _listed("pipeline.stages", recipe.get("stage"), limits.stages)
+    yield _between(
+        "pipeline.learning_rate", recipe.get("learning_rate"), limits.min_learning_rate, limits.max_learning_rate
+    )
+    yield _between("pipeline.max_steps", recipe.get("steps"), 1, limits.max_steps)
+    batch: Any = recipe.get("batch")
+    group: Any = recipe.get("group", 1) if recipe.get("stage") == "grpo" else 1
+    rows = batch * group if _is_number(batch) and _is_number(group) else None
+    yield _between("pipeline.max_batch", rows, 1, limits.max_batch)
+    adapter = recipe.get("adapter", {"kind": "none"})
+    kind = adapter.get("kind") if isinstance(adapter, dict) else adapter
+    yield _listed("pipeline.adapters", kind, limits.adapters)
+    if isinstance(adapter, dict) and kind != "none":
+        yield _between("pipeline.max_rank", adapter.get("rank"), 1, limits.max_rank)
+
+
+def _model(bounds: Bounds, facts: JsonObject) -> Findings:
+    limits = bounds.model
+    if facts.get("non_finite") != 0:
+        yield Refusal("model.non_finite", facts.get("non_finite"), 0)
+    yield _between("model.max_parameters", facts.get("parameters"), 1, limits.max_parameters)
+    yield _between("model.max_layers", facts.get("layers"), 0, limits.max_layers)
+    yield _between("model.max_file_gib", facts.get("file_gib"), 0.0, limits.max_file_gib)
+    yield from (_listed("model.dtypes", dtype, limits.dtypes) for dtype in facts.get("dtypes", [None]))
+
+
+def _first(findings: Iterable[Refusal | None]) -> Refusal | None:
+    return next((refusal for refusal in findings if refusal is not None), None)
+
+
+def _listed(bound: str, value: Any, allowed: tuple[str, ...]) -> Refusal | None:
+    return None if value in allowed else Refusal(bound, value, list(allowed))
+
+
+def _between(bound: str, value: Any, low: float, high: float) -> Refusal | None:
+    if _is_number(value) and low <= value <= high:
+        return None
+    shown = value if not isinstance(value, float) or math.isfinite(value) else str(value)
+    return Refusal(bound, shown, high if math.isinf(low) else [low, high])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """Every leaf of a nested list; what is missing comes out as None, which no range holds."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from _numbers(entry)
+    else:
+        yield value

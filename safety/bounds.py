@@ -1,0 +1,295 @@
+"""The operator's bounds: every limit there is, read from bounds.toml, and the two questions that are asked of them.
+
+`admit` judges a change before it runs, `accept` a model after it was made. Standard library only, because the fast
+commands read bounds too. Not here: how a key is read and compared (`safety.limits`), which part of a change falls
+under which limit (`safety.admission`). Invariant: what no limit names is refused, never let through.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safety import admission
+from safety.limits import BoundsError, Looser, Refusal, limit, limits_of, loosenings, read_section, toml_of
+from state.records import Candidate, JsonObject, digest_of
+
+__all__ = [
+    "DEFAULT_TOML", "Bounds", "BoundsError", "DriftBounds", "Refusal", "headroom", "load_bounds", "loosened",
+]
+
+REFUSES_CANDIDATE = "refuses the candidate before it runs"
+REFUSES_MODEL = "refuses the model that came out"
+REFUSES_RELEASE = "refuses the release"
+HOLDS_RELEASE = "holds nominations back"
+PAUSES = "pauses the service"
+REFUSES_INPUT = "refuses the model at start"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBounds:
+    """What any model may be."""
+
+    max_parameters: int = limit(20_000_000_000, "parameters of a model", REFUSES_MODEL, low=1, high=1e13)
+    max_layers: int = limit(200, "layers of a model", REFUSES_MODEL, low=1, high=100_000)
+    max_file_gib: float = limit(80.0, "size of a model's weights on disk", REFUSES_MODEL, low=0.0, high=1e5, unit="GiB")
+    dtypes: tuple[str, ...] = limit(
+        ("float32", "bfloat16", "float16"), "number formats of the weights", REFUSES_MODEL, Looser.MORE,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SearchBounds:
+    """What the architecture loop may propose."""
+
+    operators: tuple[str, ...] = limit(
+        ("linear", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "crossover", "keep"),
+        "operators that may make a candidate", REFUSES_CANDIDATE, Looser.MORE,
+    )
+    min_weight: float = limit(0.0, "smallest merge weight", REFUSES_CANDIDATE, Looser.DOWN, low=-10.0, high=10.0)
+    max_weight: float = limit(2.5, "largest merge weight", REFUSES_CANDIDATE, low=0.0, high=10.0)
+    max_parents: int = limit(16, "parents of one merge", REFUSES_CANDIDATE, low=1, high=1000)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineBounds:
+    """What a training recipe may ask for."""
+
+    stages: tuple[str, ...] = limit(("sft", "grpo"), "training stages", REFUSES_CANDIDATE, Looser.MORE)
+    min_learning_rate: float = limit(
+        1e-8, "smallest learning rate", REFUSES_CANDIDATE, Looser.DOWN, low=0.0, high=1.0,
+    )
+    max_learning_rate: float = limit(0.01, "largest learning rate", REFUSES_CANDIDATE, low=0.0, high=1.0)
+    max_steps: int = limit(20_000, "optimiser steps of one recipe", REFUSES_CANDIDATE, low=1, high=10**9)
+    max_batch: int = limit(4096, "rows or completions of one optimiser step", REFUSES_CANDIDATE, low=1, high=10**7)
+    adapters: tuple[str, ...] = limit(
+        ("none", "lora", "dora", "rslora"), "kinds of adapter", REFUSES_CANDIDATE, Looser.MORE,
+    )
+    max_rank: int = limit(512, "rank of an adapter", REFUSES_CANDIDATE, low=1, high=100_000)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardBounds:
+    """What a shaping may do to the reward. Above a strength of .5 a wrong answer could outrank a right one."""
+
+    max_strength: float = limit(0.5, "strength B of a shaping", REFUSES_CANDIDATE, low=0.0, high=0.5)
+    features: tuple[str, ...] = limit(
+        ("places", "overlap", "prefix", "closeness", "grounded", "brevity", "varied"),
+        "features that a shaping may pay for", REFUSES_CANDIDATE, Looser.MORE,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DriftBounds:
+    """How far a released model may be from an earlier one. Norms are relative to the earlier model's."""
+
+    relative_frobenius: float = limit(
+        1.0, "Frobenius norm of the whole change", REFUSES_RELEASE, low=0.0, high=1e6)
+    tensor_frobenius: float = limit(
+        4.0, "Frobenius norm of the change of any one tensor", REFUSES_RELEASE, low=0.0, high=1e6)
+    spectral: float = limit(4.0, "spectral norm of the change of any one matrix", REFUSES_RELEASE, low=0.0, high=1e6)
+    embedding_norm: float = limit(
+        4.0, "largest embedding row, as a multiple of the earlier one", REFUSES_RELEASE, low=1.0, high=1e6)
+    kl_mean: float = limit(4.0, "mean KL divergence per token", REFUSES_RELEASE, low=0.0, high=1e3, unit="nats")
+    kl_p99: float = limit(
+        25.0, "KL divergence per token, 99th percentile", REFUSES_RELEASE, low=0.0, high=1e3, unit="nats")
+    entropy_shift: float = limit(
+        2.0, "shift of the mean entropy per token, either way", REFUSES_RELEASE, low=0.0, high=1e3, unit="nats")
+    length_shift: float = limit(
+        1.0, "shift of the mean answer length, either way, as a share", REFUSES_RELEASE, low=0.0, high=1e3)
+
+
+@dataclass(frozen=True, slots=True)
+class DriftFamily:
+    """Drift is bounded from the first model of the life and from the last stable one."""
+
+    reference: DriftBounds = field(default_factory=DriftBounds)
+    stable: DriftBounds = field(default_factory=DriftBounds)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardBounds:
+    """What a guard task may lose: a release has to show that it lost less."""
+
+    margin: float = limit(
+        0.03, "loss of accuracy that every guard task must be shown to stay under", REFUSES_RELEASE,
+        low=0.0, high=0.9, above_low=True,
+    )
+    margins: dict[str, float] = limit(   # noqa: RUF009  a dataclass field like every limit
+        {}, 'the same for single tasks, as { "name" = 0.02 }', REFUSES_RELEASE, low=0.0, high=0.9, above_low=True,
+    )
+
+    def of(self, task: str) -> float:
+        return self.margins.get(task, self.margin)
+
+
+@dataclass(frozen=True, slots=True)
+class RateBounds:
+    """How often working may ask to become stable.
+
+    Nominations are counted, not releases: a limit that counted releases would let the vault's answers decide which
+    models are tested.
+    """
+
+    releases_per_day: int = limit(24, "nominations, and so releases, in any 24 hours", HOLDS_RELEASE, low=0, high=10**6)
+    cycles_between_nominations: int = limit(
+        1, "outermost cycles that must close between two nominations", HOLDS_RELEASE, Looser.DOWN, low=0, high=10**6)
+    dwell_seconds: float = limit(
+        60.0, "time between two nominations", HOLDS_RELEASE, Looser.DOWN, low=0.0, high=1e9, unit="s")
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceBounds:
+    """What the service may use of its host."""
+
+    job_seconds: float = limit(14_400.0, "time of one job", "kills the job", low=1.0, high=1e7, unit="s")
+    min_disk_free_gib: float = limit(
+        5.0, "free disk space that must remain", PAUSES, Looser.DOWN, low=0.0, high=1e6, unit="GiB")
+    gpu_hours_per_day: float = limit(24.0, "GPU time of all jobs in a day", PAUSES, low=0.0, high=1e5, unit="h")
+    seconds_per_day: float = limit(
+        86_400.0 * 8, "time of all jobs in a day, jobs side by side each counted", PAUSES, low=0.0, high=1e8, unit="s")
+
+
+@dataclass(frozen=True, slots=True)
+class SupplyBounds:
+    """What the operator's own models must be before any weight is read."""
+
+    licences: tuple[str, ...] = limit(
+        ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "cc-by-4.0", "unlicense"),
+        'licences a model may have; a model without one is "unknown"', REFUSES_INPUT, Looser.MORE,
+    )
+    formats: tuple[str, ...] = limit(
+        ("safetensors",), "formats weights are read from", REFUSES_INPUT, Looser.MORE, choices=("safetensors",))
+    remote_code: bool = limit(
+        False, "code that comes with a model is never run", REFUSES_INPUT, choices=(False,))
+
+
+@dataclass(frozen=True, slots=True)
+class GateBounds:
+    """How sure a release has to be."""
+
+    alpha: float = limit(
+        0.05, "chance, over the whole life, of ever releasing a model that is no better", REFUSES_RELEASE,
+        low=0.0, high=0.5, above_low=True,
+    )
+    d0: float = limit(0.0, "gain in accuracy that must be exceeded", REFUSES_RELEASE, Looser.DOWN, low=0.0, high=0.5)
+    least_gain: float = limit(
+        0.03, "gain worth finding: testing stops once as much is refuted", "stops the test", Looser.LONE,
+        low=0.0, high=0.9, above_low=True,
+    )
+    max_noise: float = limit(
+        0.005, "share of items on which a model may disagree with itself under another batching", REFUSES_RELEASE,
+        low=0.0, high=1.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerBounds:
+    """When the service stops by itself."""
+
+    consecutive_failures: int = limit(5, "outermost cycles in a row that crash or time out", PAUSES, low=1, high=10**6)
+    stop_file: str = limit("STOP", "a file of this name in the state folder pauses at once", PAUSES, Looser.LONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """All limits, one section each."""
+
+    model: ModelBounds = ModelBounds()
+    search: SearchBounds = SearchBounds()
+    pipeline: PipelineBounds = PipelineBounds()
+    reward: RewardBounds = RewardBounds()
+    drift: DriftFamily = DriftFamily()
+    guards: GuardBounds = field(default_factory=GuardBounds)
+    rate: RateBounds = RateBounds()
+    resources: ResourceBounds = ResourceBounds()
+    supply: SupplyBounds = SupplyBounds()
+    gate: GateBounds = GateBounds()
+    breaker: BreakerBounds = BreakerBounds()
+
+    @property
+    def job_seconds(self) -> float:
+        return self.resources.job_seconds
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.to_json())
+
+    def admit(self, candidate: Candidate) -> Refusal | None:
+        """The first bound that the candidate's change breaks, or None. A kind of change no bound knows is refused."""
+        return admission.admit(self, candidate)
+
+    def accept(self, facts: JsonObject, drift: JsonObject | None = None, limits: DriftBounds | None = None,
+               name: str = "drift") -> Refusal | None:
+        """The first bound that a measured model breaks, or None.
+
+        `facts` and `drift` are the values "model" and "drift" of job "measure"; `limits` are the drift limits that
+        apply (`drift.reference` or `drift.stable`) and `name` is what they are called in the refusal.
+        """
+        return admission.accept(self, facts) or (admission.within(limits, drift or {}, name) if limits else None)
+
+    def to_json(self) -> JsonObject:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: JsonObject) -> Bounds:
+        """Bounds as a ledger row keeps them; keys that came or went with a version are taken at their defaults."""
+        known: Bounds = _tolerant(cls(), body)
+        return known
+
+
+def load_bounds(path: Path) -> Bounds:
+    """The bounds in a bounds.toml. Raises BoundsError: one line with the file, the section and the key."""
+    try:
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BoundsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BoundsError(f"{path}: not valid TOML: {error}") from error
+    bounds: Bounds = read_section(Bounds(), body, str(path))
+    for low, high in (
+        ("search.min_weight", "search.max_weight"), ("pipeline.min_learning_rate", "pipeline.max_learning_rate"),
+    ):
+        section, _, key = low.partition(".")
+        family = getattr(bounds, section)
+        if getattr(family, key) > getattr(family, high.partition(".")[2]):
+            raise BoundsError(f"{path}: key {key!r} in section [{section}] is above {high.partition('.')[2]!r}")
+    return bounds
+
+
+def loosened(old: Bounds, new: Bounds) -> list[str]:
+    """One line, "section.key: before -> after", for each limit of `new` that allows more than in `old`."""
+    names = old.guards.margins.keys() | new.guards.margins.keys()
+    return loosenings(_spelled_out(old, names), _spelled_out(new, names))
+
+
+def headroom(bounds: Bounds) -> list[tuple[str, Any, str]]:
+    """Every bound as (dotted name, current limit, what it does when it is met), in the order of the file."""
+    return [(name, value, about.action) for name, value, about in limits_of(bounds)]
+
+
+def _spelled_out(bounds: Bounds, names: set[str]) -> Bounds:
+    """The same bounds with a margin of its own for each named task."""
+    return replace(bounds, guards=replace(bounds.guards, margins={name: bounds.guards.of(name) for name in names}))
+
+
+def _tolerant(section: Any, body: Mapping[str, Any]) -> Any:
+    values = {}
+    for item in fields(section):
+        default = getattr(section, item.name)
+        value = body.get(item.name, default)
+        if is_dataclass(default):
+            values[item.name] = _tolerant(default, value if isinstance(value, Mapping) else {})
+        else:
+            values[item.name] = tuple(value) if isinstance(default, tuple) else value
+    return type(section)(**values)
+
+
+DEFAULT_TOML = (
+    "# What the daemon may never exceed. Tightening applies on reload; loosening needs `kaizend bounds loosen`.\n"
+    "# Every key may be left out: then it has the value shown here.\n\n" + toml_of(Bounds())
+)
+"""The commented bounds.toml that `kaizend init` writes."""

@@ -1,0 +1,202 @@
+"""Job "measure": what a model is, and how far it moved from an earlier one.
+
+Weights are compared tensor by tensor, streamed from safetensors, in float32; behaviour on a probe of search items,
+both models in memory. Not here: the limits (`safety.bounds`). Invariants: the same two folders give the same numbers;
+a number that is not finite comes out as text, which no limit accepts; what cannot be compared is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from safety.headers import TensorHeader, facts_of, tensor_headers
+from safety.yardstick.items import Item, TaskError, TaskSpec
+from safety.yardstick.scoring import Scored, encode_items, generate_texts, load_model, pad_id
+from safety.yardstick.tasks import draw, sealed_ids
+from state.jobs import Desk, JobSpec, Produced
+from state.records import JsonObject, Split, seed_from
+
+ROUNDS = 10                # of the power iteration (ALGORITHMS 10)
+FLOOR = 0.01               # root mean square below which a tensor counts as this large: zero tensors have no scale
+EMBEDDING = re.compile(r"(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
+PROBE_ROWS = 8
+GENERATED = 32             # probe items whose answer lengths are compared
+
+
+def measure(spec: JobSpec, desk: Desk) -> Produced:
+    """The job. Inputs: result, and where drift is asked for base; seal beside tasks. Params: probe ([[prompt, answer]]
+    or none), or tasks (TaskSpec JSON) with probe_items and probe_seed.
+
+    Values: "model": parameters, layers, dtypes, file_gib, non_finite (how many numbers); "drift": the keys of
+    `safety.bounds.DriftBounds` that apply. A model with non-finite weights is not run.
+    """
+    folder = desk.inputs["result"]
+    headers = tensor_headers(folder)
+    broken = sum(
+        int((~torch.isfinite(tensor)).sum()) for _, tensor in tensors(headers) if tensor.is_floating_point()
+    )
+    facts = {**facts_of(folder), "non_finite": broken}
+    drift: JsonObject = {}
+    if "base" in desk.inputs and not broken:
+        drift = weight_drift(tensor_headers(desk.inputs["base"]), headers, desk.device)
+        desk.progress(0.5, "weights compared")
+        items = probe(spec, desk)
+        if items:
+            drift |= behaviour_drift(
+                load_model(desk.inputs["base"], desk.device), load_model(folder, desk.device), items
+            )
+    return Produced({"model": facts, "drift": {name: _sayable(value) for name, value in drift.items()}})
+
+
+def probe(spec: JobSpec, desk: Desk) -> list[Item]:
+    """The probe set: what the params spell out, or search items of every task, fewer where a pool is small."""
+    if "probe" in spec.params:
+        return [Item.of(prompt, answer) for prompt, answer in spec.params["probe"]]
+    sealed = sealed_ids(desk.inputs["seal"]) if "seal" in desk.inputs else frozenset()
+    count, seed = int(spec.params.get("probe_items", 0)), int(spec.params.get("probe_seed", 0))
+    tasks = [TaskSpec.from_json(body) for body in spec.params.get("tasks", ())]
+    return [item for task in tasks for item in _drawn(task, count, seed, sealed)]
+
+
+def _drawn(task: TaskSpec, count: int, seed: int, sealed: frozenset[str]) -> list[Item]:
+    try:
+        return draw(task, Split.SEARCH, count, seed, sealed)
+    except TaskError:
+        if count <= 1:
+            raise
+        return _drawn(task, count // 2, seed, sealed)
+
+
+def tensors(headers: dict[str, TensorHeader]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors one after another, each read when it is asked for."""
+    files: dict[Path, list[str]] = {}
+    for name, header in headers.items():
+        files.setdefault(header.file, []).append(name)
+    for file, names in sorted(files.items()):
+        with safe_open(file, framework="pt") as stream:
+            for name in sorted(names):
+                yield name, stream.get_tensor(name)
+
+
+@dataclass(slots=True)
+class Change:
+    """Sums and maxima over the tensors that both models have in the same shape."""
+
+    moved: float = 0.0
+    size: float = 0.0
+    tensor: float = 0.0
+    spectral: float = 0.0
+    rows: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, before: torch.Tensor, after: torch.Tensor) -> None:
+        difference, floor = after - before, FLOOR * math.sqrt(before.numel())
+        moved, size = _norm(difference), _norm(before)
+        self.moved += moved**2
+        self.size += size**2
+        self.tensor = _larger(self.tensor, moved / max(size, floor))
+        if before.ndim >= 2 and moved > 0:
+            matrix, change = before.flatten(1), difference.flatten(1)
+            scale = max(spectral_norm(matrix, name), FLOOR * math.sqrt(max(matrix.shape)))
+            self.spectral = _larger(self.spectral, spectral_norm(change, name) / scale)
+        if EMBEDDING.search(name):
+            longest = [float(torch.linalg.vector_norm(t, dim=1).max()) for t in (before, after)]
+            self.rows[name] = longest[1] / max(longest[0], 1e-12)
+
+
+def weight_drift(base: dict[str, TensorHeader], result: dict[str, TensorHeader], device: str = "cpu") -> JsonObject:
+    """Relative change of the weights; empty where no tensor of the result is in the base with the same shape."""
+    common = {n: h for n, h in result.items() if n in base and base[n].shape == h.shape and h.count}
+    if not common:
+        return {}
+    change = Change()
+    earlier = tensors({name: base[name] for name in common})
+    held: dict[str, torch.Tensor] = {}
+    for name, after in tensors(common):
+        while name not in held:                 # the two folders may be cut into files differently
+            place, tensor = next(earlier)
+            held[place] = tensor
+        change.add(name, held.pop(name).to(device, torch.float32), after.to(device, torch.float32))
+    drift: JsonObject = {
+        "relative_frobenius": math.sqrt(change.moved) / max(math.sqrt(change.size), 1e-12),
+        "tensor_frobenius": change.tensor, "spectral": change.spectral,
+    }
+    return drift | ({"embedding_norm": max(change.rows.values())} if change.rows else {})
+
+
+def spectral_norm(matrix: torch.Tensor, name: str) -> float:
+    """The largest singular value by power iteration from a start that only the tensor's name decides."""
+    generator = torch.Generator().manual_seed(seed_from("spectral", name))
+    vector = torch.randn(matrix.shape[1], generator=generator).to(matrix)
+    for _ in range(ROUNDS):
+        image = matrix.T @ (matrix @ vector)
+        length = torch.linalg.vector_norm(image)
+        if not float(length):
+            return 0.0
+        vector = image / length
+    return float(torch.linalg.vector_norm(matrix @ vector))
+
+
+def behaviour_drift(before: Scored, after: Scored, items: Sequence[Item]) -> JsonObject:
+    """KL(after || before) per token on the probe's texts, shift of entropy, shift of greedy answer length."""
+    drift: JsonObject = {}
+    if _vocabulary(before) == _vocabulary(after):
+        divergences, entropies = _per_token(before, after, items)
+        drift = {
+            "kl_mean": float(divergences.mean()), "kl_p99": float(torch.quantile(divergences, 0.99)),
+            "entropy_shift": abs(float(entropies[1].mean() - entropies[0].mean())),
+        }
+    lengths = [
+        sum(len(m.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts)
+        for m in (before, after)
+        for texts in [generate_texts(m.model, m.tokenizer, items[:GENERATED], PROBE_ROWS)]
+    ]
+    return drift | {"length_shift": abs(lengths[1] / lengths[0] - 1.0)}
+
+
+@torch.inference_mode()
+def _per_token(before: Scored, after: Scored, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL [tokens] and the two entropies [2, tokens] at every position that predicts a token of an item."""
+    encoded = encode_items(before.tokenizer, [(item.prompt, item.answer) for item in items])
+    texts = sorted((prompt + answer for prompt, answer in encoded), key=len)
+    divergences, entropies = [], []
+    for start in range(0, len(texts), PROBE_ROWS):
+        part = texts[start : start + PROBE_ROWS]
+        longest = max(map(len, part))
+        ids = torch.full((len(part), longest), pad_id(before.tokenizer))
+        for row, text in enumerate(part):
+            ids[row, : len(text)] = torch.tensor(text)
+        real = torch.arange(longest - 1)[None, :] < torch.tensor([len(text) - 1 for text in part])[:, None]
+        old, new = (_log_p(scored, ids)[real.to(scored.model.device)] for scored in (before, after))
+        divergences.append((new.exp() * (new - old)).sum(-1).cpu())
+        entropies.append(torch.stack([-(log_p.exp() * log_p).sum(-1).cpu() for log_p in (old, new)]))
+    return torch.cat(divergences), torch.cat(entropies, dim=1)
+
+
+def _log_p(scored: Scored, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = scored.model(input_ids=ids.to(scored.model.device), use_cache=False).logits[:, :-1]
+    return logits.float().log_softmax(-1)
+
+
+def _vocabulary(scored: Scored) -> Any:
+    return scored.model.get_output_embeddings().weight.shape[0], scored.tokenizer.get_vocab()
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def _larger(left: float, right: float) -> float:
+    """The maximum, where not-a-number is the largest of all."""
+    return right if math.isnan(right) else max(left, right)
+
+
+def _sayable(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

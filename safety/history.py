@@ -1,0 +1,79 @@
+"""What the ledger says about nominations and stable models, read in one place.
+
+Pure reading, nothing is written. Invariant: k counts every NOMINATED row of the life, whatever became of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from state.ledger import Ledger
+from state.records import Event, Row, Verdict
+
+MOST_CRASHES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StableModel:
+    """A model that became stable, and the id of the row that made it so."""
+
+    row: int
+    digest: str
+
+
+def stable_history(ledger: Ledger) -> list[StableModel]:
+    """Every time a model became stable, the oldest first."""
+    rows = [row for event in (Event.GENESIS, Event.RELEASE, Event.ROLLBACK) for row in ledger.rows(event=event)]
+    return [
+        StableModel(row.id, row.result) for row in sorted(rows, key=lambda row: row.id)
+        if row.result is not None and (row.event != Event.RELEASE or row.verdict == Verdict.PROMOTED)
+    ]
+
+
+def reference(ledger: Ledger) -> str | None:
+    """The first stable model of the life: what total drift is measured from."""
+    return next((row.result for row in ledger.rows(event=Event.GENESIS) if row.result), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Nominations:
+    """Every nomination of the life with its answer, the oldest first; only the last can be open."""
+
+    asked: tuple[Row, ...]
+    answered: dict[int, Row]
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> Nominations:
+        answers = {int(row.evidence["nomination"]): row for row in ledger.rows(event=Event.RELEASE)}
+        return cls(tuple(ledger.rows(event=Event.NOMINATED)), answers)
+
+    @property
+    def open(self) -> Row | None:
+        return next((row for row in self.asked if row.id not in self.answered), None)
+
+    @property
+    def last(self) -> Row | None:
+        return self.asked[-1] if self.asked else None
+
+    def was_answered(self, model: str, bounds: str) -> bool:
+        """Whether the last nomination was of this model and asking once more, under these bounds, makes no sense.
+
+        A crash says nothing about the model, so it is tried again, a few times. A refusal stands until the bounds
+        change. Everything else stands: also a time-out, because how long the gate takes is the vault's word.
+        """
+        last = self.last
+        answer = self.answered.get(last.id) if last else None
+        if last is None or answer is None or last.result != model:
+            return False
+        if answer.verdict == Verdict.CRASHED:
+            return self._crashes(model) >= MOST_CRASHES
+        return not (answer.verdict == Verdict.REFUSED and last.evidence.get("bounds") != bounds)
+
+    def _crashes(self, model: str) -> int:
+        count = 0
+        for row in reversed(self.asked):
+            answer = self.answered.get(row.id)
+            if row.result != model or answer is None or answer.verdict != Verdict.CRASHED:
+                break
+            count += 1
+        return count

@@ -1,0 +1,164 @@
+"""The splits that are sealed: drawn once, kept away from every loop, never disturbed again.
+
+No loop imports this file, and the runner hands the vault to the gate and to reports only. Loops get the seal: ids
+without contents. Invariants: no item is in two sealed splits of whichever tasks; none is in the training data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from safety.yardstick.items import Item, TaskSpec, item_id, normalised
+from safety.yardstick.tasks import take
+from state.jobs import Desk, JobSpec, Produced
+from state.records import JsonObject, Split, canonical, digest_of
+
+_GRAM: Final = 13
+"""Words in a row that two texts have in common only when one was copied from the other."""
+_SHORTEST_GRAM: Final = 6
+_TEMPLATE_SHARE: Final = 0.02
+"""A run of words in more than this share of a task's items is its template and tells nothing about one item."""
+
+Splits = dict[Split, dict[str, list[Item]]]
+
+
+def seal_tasks(spec: JobSpec, desk: Desk) -> Produced:
+    """Job "seal": draw the vault of every target and the guard of every guard task.
+
+    Params: "tasks" (list of TaskSpec JSON). Inputs "data:<source>": training files or folders of *.jsonl. Outputs
+    "vault" and "guard" (folders of <task>.jsonl) and "seal" (folder of <task>.json, the sorted ids of that task's
+    sealed items). Raises ValueError naming file and number of items where the training data holds sealed items, and
+    TaskError where a task has too few items.
+    """
+    tasks = [TaskSpec.from_json(body) for body in spec.params["tasks"]]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise ValueError("two tasks have the same name")
+    splits = _drawn(tasks, spec.seed)
+    for name, path in sorted(desk.inputs.items()):
+        if name.startswith("data:"):
+            check_overlap(splits, name.removeprefix("data:"), path)
+    outputs = _written(splits, tasks, desk.folder)
+    values: JsonObject = {
+        str(split): {
+            name: {"items": len(items), "digest": digest_of([item.to_json() for item in items])}
+            for name, items in by_task.items()
+        }
+        for split, by_task in splits.items()
+    }
+    return Produced(values, outputs)
+
+
+def load_vault(path: Path, task: TaskSpec | str) -> list[Item]:
+    """The sealed vault items of a target. Raises ValueError where the vault has none for it."""
+    return _load(path, task, Split.VAULT)
+
+
+def load_guard(path: Path, task: TaskSpec | str) -> list[Item]:
+    """The sealed guard items of a guard task. Raises ValueError where there are none for it."""
+    return _load(path, task, Split.GUARD)
+
+
+def check_overlap(splits: Mapping[Split, Mapping[str, Sequence[Item]]], source: str, path: Path) -> None:
+    """Raise ValueError when a training file holds sealed items: the same prompt or text, or the same run of 13 words
+    (of the whole item, where it is shorter than that and has at least 6)."""
+    for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
+        rows = list(_rows(file))
+        for split, by_task in splits.items():
+            for task, items in by_task.items():
+                found = overlapping(items, rows)
+                if found:
+                    raise ValueError(
+                        f"data source {source!r} ({file.name}): {len(found)} of {len(items)} {split} items of task "
+                        f"{task} are in it, the first is {found[0]}"
+                    )
+
+
+def overlapping(items: Sequence[Item], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Ids of the items that training rows contain. A row is its texts: [prompt, answer] or [text]."""
+    whole = {normalised(f"{item.prompt} {item.answer}"): item.id for item in items}
+    ids = {item.id for item in items}
+    grams = _grams_of(items)
+    lengths = {len(gram) for gram in grams}
+    found: set[str] = set()
+    for row in rows:
+        text = normalised(" ".join(row))
+        if text in whole:
+            found.add(whole[text])
+        found |= ids & {item_id(part) for part in row}
+        words = text.split()
+        for length in lengths:
+            for gram in _windows(words, length):
+                found |= grams.get(gram, set())
+    return [item.id for item in items if item.id in found]
+
+
+def _grams_of(items: Sequence[Item]) -> dict[tuple[str, ...], set[str]]:
+    """Runs of words that betray an item, with the items they betray; runs of the task's template are left out."""
+    grams: dict[tuple[str, ...], set[str]] = {}
+    for item in items:
+        words = normalised(f"{item.prompt} {item.answer}").split()
+        if len(words) >= _SHORTEST_GRAM:
+            for gram in _windows(words, min(_GRAM, len(words))):
+                grams.setdefault(gram, set()).add(item.id)
+    most = max(1, int(_TEMPLATE_SHARE * len(items)))
+    return {gram: ids for gram, ids in grams.items() if len(ids) <= most}
+
+
+def _windows(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
+
+
+def _drawn(tasks: Sequence[TaskSpec], seed: int) -> Splits:
+    splits: Splits = {Split.VAULT: {}, Split.GUARD: {}}
+    taken: set[str] = set()
+    for task in tasks:
+        split, count = (Split.VAULT, task.vault_items) if task.role == "target" else (Split.GUARD, task.guard_items)
+        if count:
+            items = take(task, split, count, seed, frozenset(taken))
+            splits[split][task.name] = items
+            taken |= {item.id for item in items}
+    ids = Counter(item.id for by_task in splits.values() for items in by_task.values() for item in items)
+    if any(count > 1 for count in ids.values()):
+        raise ValueError("sealed splits share items")
+    return splits
+
+
+def _written(splits: Splits, tasks: Sequence[TaskSpec], folder: Path) -> dict[str, Path]:
+    outputs = {name: folder / name for name in ("vault", "guard", "seal")}
+    for path in outputs.values():
+        path.mkdir(parents=True, exist_ok=True)
+    for split, by_task in splits.items():
+        for name, items in by_task.items():
+            lines = "".join(canonical(item.to_json()) + "\n" for item in items)
+            (outputs[str(split)] / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    for task in tasks:
+        sealed = sorted(item.id for by_task in splits.values() for item in by_task.get(task.name, []))
+        (outputs["seal"] / f"{task.name}.json").write_text(json.dumps(sealed) + "\n", encoding="utf-8")
+    return outputs
+
+
+def _load(path: Path, task: TaskSpec | str, split: Split) -> list[Item]:
+    name = task if isinstance(task, str) else task.name
+    file = path / f"{name}.jsonl"
+    if not file.is_file():
+        raise ValueError(f"the {split} holds no items of task {name}")
+    return [Item.from_json(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _rows(file: Path) -> Iterator[list[str]]:
+    """The texts of each training row: prompt and answer where it has them, else every text in it."""
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            body: Any = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file.name}, line {number}: not JSON ({error})") from error
+        if not isinstance(body, dict):
+            raise ValueError(f"{file.name}, line {number}: not an object")
+        keys = ("prompt", "answer") if "prompt" in body else tuple(body)
+        yield [body[key] for key in keys if isinstance(body.get(key), str)]

@@ -1,0 +1,169 @@
+"""Drawing items: which items a split of a task has, in an order that a seed decides.
+
+The vault is not drawn here: `draw` refuses it, `sealed` asks `stream` for it once. Invariants: equal arguments give
+equal items on every host; no two splits of a task share an item; no item comes twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from safety.yardstick import bilingual, gym
+from safety.yardstick.items import Item, TaskError, TaskSpec
+from state.records import Split, seed_from
+
+__all__ = ["TaskError", "draw", "pinned", "read_jsonl", "sealed_ids", "stream"]
+
+_SPAN: Final = 2**29
+"""How many numbers of a generator belong to one split: search has the first span, vault the second, guard the third."""
+_TRIES_PER_ITEM: Final = 20
+
+
+def draw(
+    task: TaskSpec, split: Split, count: int, seed: int, sealed: frozenset[str] = frozenset()
+) -> list[Item]:
+    """`count` different items of one split, none of them among the `sealed` ids; another seed draws others.
+
+    Raises TaskError when the split is the vault or holds too few items.
+    """
+    if split is Split.VAULT:
+        raise TaskError(f"task {task.name}: the vault is drawn once, when it is sealed")
+    return take(task, split, count, seed, sealed)
+
+
+def take(task: TaskSpec, split: Split, count: int, seed: int, sealed: frozenset[str]) -> list[Item]:
+    """The first `count` items of `stream` that are neither sealed nor repeated. Raises TaskError."""
+    taken: dict[str, Item] = {}
+    if count > 0:
+        for item in stream(task, split, seed, count):
+            if item.id not in sealed:
+                taken.setdefault(item.id, item)
+            if len(taken) == count:
+                break
+    if len(taken) < count:
+        raise TaskError(f"task {task.name}: {_where(task)} has {len(taken)} {split} items, {count} are needed")
+    return list(taken.values())
+
+
+def stream(task: TaskSpec, split: Split, seed: int, count: int) -> Iterator[Item]:
+    """Items of one split in the order of `seed`, repetitions included; about `count` of them will be used."""
+    kind = task.source["kind"]
+    if kind == "jsonl":
+        return iter(_from_pool(task, split, seed))
+    if kind == "reasoning_gym":
+        return _generated(task, split, seed, count)
+    return _bilingual(task, split, seed, count)
+
+
+def pinned(task: TaskSpec) -> TaskSpec:
+    """The task with the sha256 of its file in its source, so that a file changed later is refused. Raises TaskError."""
+    if task.source["kind"] != "jsonl":
+        return task
+    path = Path(task.source["path"])
+    return replace(task, source=dict(task.source) | {"sha256": hashlib.sha256(_bytes(path)).hexdigest()})
+
+
+def sealed_ids(seal: Path) -> frozenset[str]:
+    """Every item id in a seal (a folder of <task>.json): what no search draw may contain, for whichever task."""
+    return frozenset(chain.from_iterable(json.loads(path.read_text()) for path in sorted(seal.glob("*.json"))))
+
+
+def read_jsonl(path: Path) -> list[Item]:
+    """The items of a file with one {"prompt", "answer"} a line. Raises TaskError naming file, line and field."""
+    return _parsed(path, _bytes(path))
+
+
+def _from_pool(task: TaskSpec, split: Split, seed: int) -> list[Item]:
+    path = Path(task.source["path"])
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise TaskError(f"task {task.name}: {path}: {error.strerror}") from error
+    pool, digest = _pool(path, status.st_mtime_ns, status.st_size)
+    if task.source.get("sha256", digest) != digest:
+        raise TaskError(f"task {task.name}: {path} has changed since the task was set up")
+    cut = task.source.get("cut", 0)
+    ordered = sorted(pool, key=lambda item: _place(item, "cut", cut))
+    first, second = task.vault_items, task.vault_items + task.guard_items
+    parts = {Split.VAULT: ordered[:first], Split.GUARD: ordered[first:second], Split.SEARCH: ordered[second:]}
+    if split is not Split.SEARCH:
+        return parts[split] + parts[Split.SEARCH]            # where another task has sealed some, the next ones follow
+    return sorted(parts[split], key=lambda item: _place(item, "draw", seed))
+
+
+def _place(item: Item, purpose: str, seed: int) -> str:
+    return hashlib.sha256(f"{purpose}/{seed}/{item.id}".encode()).hexdigest()
+
+
+def _generated(task: TaskSpec, split: Split, seed: int, count: int) -> Iterator[Item]:
+    generator, config = task.source["generator"], task.source.get("config")
+    tries = _TRIES_PER_ITEM * count + 1_000
+    span = list(Split).index(split) * _SPAN
+    start = seed_from("draw", task.source.get("cut", 0), seed) % (_SPAN - tries)
+    for number in range(span + start, span + start + tries):
+        found = gym.entry(generator, config, number)
+        yield Item.of(str(found["question"]).strip(), str(found["answer"]).strip(), number)
+
+
+def _bilingual(task: TaskSpec, split: Split, seed: int, count: int) -> Iterator[Item]:
+    family = task.source["family"]
+    try:
+        held = bilingual.population(family, split)
+        for wanted in (min(count, held), held):
+            for prompt, answer in bilingual.items(family, split, wanted, seed):
+                yield Item.of(prompt, answer)
+    except (KeyError, ValueError) as error:
+        raise TaskError(f"task {task.name}: bilingual family {family!r}: {error}") from error
+
+
+@lru_cache(maxsize=16)
+def _pool(path: Path, modified: int, size: int) -> tuple[tuple[Item, ...], str]:
+    """The different items of a file and the file's sha256; `modified` and `size` only make the cache notice changes."""
+    content = _bytes(path)
+    unique: dict[str, Item] = {}
+    for item in _parsed(path, content):
+        unique.setdefault(item.id, item)
+    return tuple(unique.values()), hashlib.sha256(content).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TaskError(f"{path}: {error.strerror}") from error
+
+
+def _parsed(path: Path, content: bytes) -> list[Item]:
+    items = [_line(path, number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+    if not items:
+        raise TaskError(f"{path}: the file is empty, it needs one object with prompt and answer a line")
+    return items
+
+
+def _line(path: Path, number: int, line: bytes) -> Item:
+    try:
+        body: Any = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}, line {number}: not UTF-8") from error
+    except ValueError as error:
+        raise TaskError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(body, dict):
+        raise TaskError(f"{path}, line {number}: not an object with prompt and answer")
+    for key in ("prompt", "answer"):
+        if key not in body:
+            raise TaskError(f"{path}, line {number}: field {key!r} is missing")
+        if not isinstance(body[key], str) or not body[key].strip():
+            raise TaskError(f"{path}, line {number}: field {key!r} must be text that is not empty")
+    return Item.of(body["prompt"].strip(), body["answer"].strip())
+
+
+def _where(task: TaskSpec) -> str:
+    source = task.source
+    return str(source.get("path") or source.get("generator") or source.get("family"))

@@ -1,0 +1,87 @@
+"""What is known of jobs: which were started, how often, and what the finished ones gave.
+
+Invariant: a job finishes once. A second result for the same digest changes nothing, since a job is a pure function
+of its spec.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import func, insert, select, update
+
+from state.database import Database
+from state.failpoints import failpoint
+from state.jobs import JobResult, JobSpec
+from state.records import Cost
+from state.rows import as_text, count_one, stamp, utc_now
+from state.tables import job_starts, jobs
+
+FINISHED = "job"           # the counter of finished jobs
+
+
+class JobBook:
+    """The jobs of one state folder."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime] = utc_now) -> None:
+        self.database = database
+        self.clock = clock
+
+    def result(self, digest: str) -> JobResult | None:
+        """What the job gave; None while it is not finished (or its outputs were given up since)."""
+        with self.database.snapshot() as connection:
+            body = connection.execute(select(jobs.c.result).where(jobs.c.digest == digest)).scalar()
+        return None if body is None else JobResult.from_json(json.loads(body))
+
+    def started(self, spec: JobSpec, pid: int) -> None:
+        """Record that process `pid` is about to run the job. Each call counts as one start."""
+        digest = spec.digest
+        with self.database.transaction() as connection:
+            if connection.execute(select(jobs.c.digest).where(jobs.c.digest == digest)).first() is None:
+                connection.execute(insert(jobs).values(digest=digest, kind=spec.kind, spec=as_text(spec.to_json())))
+            connection.execute(insert(job_starts).values(digest=digest, time=stamp(self.clock()), pid=pid))
+            failpoint("jobbook.started.before")
+        failpoint("jobbook.started.after")
+
+    def finished(self, spec: JobSpec, result: JobResult) -> None:
+        """Keep the result. Raises ValueError or TypeError when its values are not JSON."""
+        digest, body, cost = spec.digest, as_text(result.to_json()), as_text(result.cost.to_json())
+        kept = {"result": body, "cost": cost, "finished_at": stamp(self.clock())}
+        with self.database.transaction() as connection:
+            known = connection.execute(select(jobs.c.digest, jobs.c.result).where(jobs.c.digest == digest)).first()
+            if known is not None and known.result is not None:
+                return
+            if known is None:
+                connection.execute(
+                    insert(jobs).values(digest=digest, kind=spec.kind, spec=as_text(spec.to_json()), **kept)
+                )
+            else:
+                connection.execute(update(jobs).where(jobs.c.digest == digest).values(**kept))
+            count_one(connection, FINISHED)
+            failpoint("jobbook.finished.before")
+        failpoint("jobbook.finished.after")
+
+    def starts(self, digest: str) -> int:
+        """How often a process started the job."""
+        with self.database.snapshot() as connection:
+            query = select(func.count()).select_from(job_starts).where(job_starts.c.digest == digest)
+            return connection.execute(query).scalar_one()
+
+    def spent_since(self, moment: datetime) -> Cost:
+        """What the jobs that finished since then cost together."""
+        query = select(jobs.c.cost).where(jobs.c.finished_at >= stamp(moment))
+        with self.database.snapshot() as connection:
+            bodies = connection.execute(query).scalars().all()
+        return sum((Cost.from_json(json.loads(body)) for body in bodies), Cost())
+
+    def maker(self, digest: str) -> JobSpec | None:
+        """The job that gave the artefact `digest` as its model; None for what was given to the daemon."""
+        query = select(jobs.c.spec, jobs.c.result).where(jobs.c.result.contains(digest))
+        with self.database.snapshot() as connection:
+            found = connection.execute(query).all()
+        for spec, result in found:
+            if json.loads(result)["outputs"].get("model") == digest:
+                return JobSpec.from_json(json.loads(spec))
+        return None

@@ -1,0 +1,120 @@
+"""A search whose state goes through JSON after every step takes the path of one that is left alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from cmaes import CMA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loops.architecture.genome import Definition, Operator
+from loops.architecture.population import M2n2
+from loops.architecture.search import Cloud, CmaEs, RandomSearch, Search, Told, _frozen, _thawed
+from loops.architecture.stages import CoarseToFine
+from state.records import JsonObject, canonical, seed_from
+
+COARSE = Definition(Operator.TASK_ARITHMETIC, "b", ("x", "y"))
+WIDE = Definition(Operator.TASK_ARITHMETIC, "b", ("x", "y"), groups=26, shared=False)
+
+
+def cloud(definition: Definition) -> Cloud:
+    return Cloud(tuple(definition.centre([0.5, 0.5])), 1 / 6)
+
+
+def searches(seed: int) -> dict[str, Search]:
+    both = (COARSE, Definition(Operator.TIES, "b", ("x", "y")))
+    return {
+        "cma": CmaEs(COARSE, cloud(COARSE), seed),
+        "sep-cma": CmaEs(WIDE, cloud(WIDE), seed),
+        "random": RandomSearch(COARSE, cloud(COARSE), seed),
+        "coarse to fine": CoarseToFine(CmaEs, both, (0.5, 0.5), 1 / 6, 2, 1 / 12, 9, seed),
+        "m2n2": M2n2(("x", "y", "z"), 4, seed),
+    }
+
+
+def told(change: JsonObject, noise: int) -> Told:
+    """A verdict that depends on the change, now and then without a fitness or with a promotion."""
+    draw = seed_from(canonical(change), noise)
+    if draw % 11 == 0:
+        return Told()
+    scores = "".join(str(draw >> bit & 1) for bit in range(16))
+    fitness = scores.count("1") / 16
+    return Told(fitness, fitness - 0.5, scores, f"m{draw % 1000}" if draw % 3 else None, draw % 13 == 0)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 2**32), st.sampled_from(["cma", "random", "coarse to fine", "m2n2"]))
+def test_the_path_is_the_same_whether_or_not_the_state_is_kept_as_text(seed: int, noise: int, kind: str) -> None:
+    search = searches(seed)[kind]
+    alone, kept = search.start(), search.start()
+    for _ in range(60):
+        kept = json.loads(json.dumps(kept))
+        change = search.ask(kept)
+        assert change == search.ask(alone) == search.ask(kept)
+        before = copy.deepcopy(alone)
+        after = search.tell(alone, change, told(change, noise))
+        assert alone == before, "tell left the state it was given as it was"
+        alone, kept = after, searches(seed)[kind].tell(kept, change, told(change, noise))
+    assert canonical(alone) == canonical(kept)
+
+
+def test_sep_cma_takes_over_above_150_genes_and_resumes_exactly() -> None:
+    search = searches(1)["sep-cma"]
+    assert WIDE.dimensions == 156
+    alone, kept = search.start(), search.start()
+    assert kept["optimiser"]["kind"] == "SepCMA"
+    for _ in range(50):
+        kept = json.loads(json.dumps(kept))
+        change = search.ask(alone)
+        alone, kept = (search.tell(state, change, told(change, 0)) for state in (alone, kept))
+        assert alone == json.loads(json.dumps(kept))
+
+
+def test_a_thawed_optimiser_freezes_to_the_same_text_and_goes_on_as_the_one_that_was_never_frozen() -> None:
+    first = CMA(mean=np.full(3, 0.5), sigma=0.2, bounds=np.array([[0.0, 2.5]] * 3), seed=1)
+    first._funhist_values[:] = 0.0
+    for generation in range(8):
+        text = canonical(_frozen(first))
+        second = _thawed(json.loads(text))
+        assert canonical(_frozen(second)) == text
+        for optimiser in (first, second):
+            optimiser.reseed_rng(generation)
+        points = [first.ask() for _ in range(first.population_size)]
+        assert np.allclose(points, [second.ask() for _ in points], rtol=0, atol=1e-12)    # cmaes keeps half of C
+        values = [(point, float(((point - 0.9) ** 2).sum())) for point in points]
+        first.tell(list(values))
+        second.tell(list(values))
+        assert np.allclose(first.mean, second.mean, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["cma", "random", "coarse to fine", "m2n2"])
+def test_telling_a_change_twice_or_a_stale_one_alters_nothing(kind: str) -> None:
+    search = searches(5)[kind]
+    state = search.start()
+    change = search.ask(state)
+    once = search.tell(state, change, Told(0.5, 0.1, "10", "m"))
+    assert search.tell(once, change, Told(0.9, 0.4, "11", "n")) == once
+    assert search.tell(once, {"kind": "keep"}, Told()) == once
+
+
+def test_every_point_of_a_generation_meets_the_same_items_and_the_next_generation_others() -> None:
+    search = searches(2)["cma"]
+    state, seeds = search.start(), []
+    for _ in range(12):
+        change = search.ask(state)
+        seeds.append(change["search"]["items_seed"])
+        state = search.tell(state, change, Told(0.1))
+    assert len(set(seeds[:6])) == len(set(seeds[6:])) == 1
+    assert len(set(seeds)) == 2
+
+
+def test_states_stay_small_enough_for_a_row() -> None:
+    search = CmaEs(*(lambda fine: (fine, cloud(fine), 1))(COARSE.refine([0.5, 0.5], 4)[0]))
+    state = search.start()
+    for place in range(400):
+        state = search.tell(state, search.ask(state), Told((place * 37 % 100) / 100))
+    assert len(canonical(state)) < 20_000

@@ -1,0 +1,162 @@
+"""A world without tensors for tests of the loops: a model is one small file that says how skilled it is.
+
+Only the heavy work is make-believe. Ledger, registry, job book and bounds are the real ones, so a loop is driven the
+way the daemon drives it. `SyntheticRunner` is deterministic in the job's spec, as real jobs are.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from loops.cycle import House, run_cycle
+from loops.loop import Loop
+from loops.reward.shaping import Evidence
+from safety.bounds import Bounds
+from safety.yardstick.compare import paired
+from state.database import Database
+from state.jobbook import JobBook
+from state.jobs import JobFailed, JobResult, JobSpec
+from state.ledger import Ledger
+from state.records import Budget, Channel, Cost, Entry, Event, JsonObject, Outcome
+from state.registry import Registry
+
+PROBE = 64
+BUDGET = Budget(1e6, 10**9, 1000)
+
+Learns = Callable[[JobSpec, float, int], float]
+"""(spec, skill before, steps) -> skill after."""
+
+
+def steady(spec: JobSpec, skill: float, steps: int) -> float:
+    """Supervised training helps by its learning rate; a segment helps a little, more under a shaping."""
+    if spec.kind == "train":
+        return min(0.95, skill + steps * spec.params["recipe"]["learning_rate"])
+    shaped = spec.params["shaping"]["strength"] > 0 and bool(spec.params["shaping"]["weights"])
+    return min(0.95, skill + steps * (0.004 if shaped else 0.002))
+
+
+class SyntheticRunner:
+    """Runs make-believe jobs. `learns` says what training does; `faults` may raise before a job runs."""
+
+    def __init__(self, registry: Registry, book: JobBook, learns: Learns = steady) -> None:
+        self.registry, self.book, self.learns = registry, book, learns
+        self.faults: Callable[[JobSpec], None] = lambda spec: None
+        self.adjust: Callable[[JobSpec, JsonObject], JsonObject] = lambda spec, values: values
+        self.ran: list[JobSpec] = []
+
+    def run(self, spec: JobSpec, *, timeout_seconds: float | None = None) -> JobResult:
+        known = self.book.result(spec.digest)
+        if known is not None:
+            return known
+        self.faults(spec)
+        self.ran.append(spec)
+        result: JobResult = getattr(self, spec.kind)(spec)
+        self.book.finished(spec, result)
+        return result
+
+    def run_all(self, specs: Sequence[JobSpec], *, timeout_seconds: float | None = None) -> list[Any]:
+        return [self._caught(spec) for spec in specs]
+
+    def _caught(self, spec: JobSpec) -> JobResult | JobFailed:
+        try:
+            return self.run(spec)
+        except JobFailed as failure:
+            return failure
+
+    def train(self, spec: JobSpec) -> JobResult:
+        steps = spec.params["to_step"] - spec.params["from_step"]
+        tokens = steps * spec.params["recipe"]["batch"] * 10
+        named = [name.removeprefix("data:") for name in spec.inputs if name.startswith("data:")]
+        sources = {name: {"tokens": tokens // 2, "loss_drop": 0.1} for name in named}
+        values = {"steps": steps, "tokens": tokens, "loss_first": 2.0, "loss_last": 1.0, "stopped": None,
+                  "sources": sources, "learned": {}}
+        return self._trained(spec, steps, spec.params["to_step"], values, tokens)
+
+    def segment(self, spec: JobSpec) -> JobResult:
+        steps, recipe = spec.params["steps"], spec.params["recipe"]
+        before, after = self.skill(spec.inputs["model"]), self.learns(spec, self.skill(spec.inputs["model"]), steps)
+        draw = random.Random(spec.params["probe_seed"])
+        noise = [draw.gauss(0, 0.01) for _ in range(PROBE)]
+        truth = [before + (after - before) * i / steps for i in range(steps)]
+        tokens = steps * recipe["batch"] * recipe["group"] * 10
+        values = {
+            "evidence": evidence_after(spec.params["evidence"], before), "success": before, "groups": 8 * steps,
+            "mixed_groups": 9, "proxy": truth, "truth": truth, "shaping_trace": [0.0] * steps,
+            "rank_correlation": 0.4, "q_before": [before + n for n in noise],
+            "q_after": [after + n + draw.gauss(0, 0.005) for n in noise], "kl": 0.1, "steps": steps, "stopped": None,
+            "tokens": tokens,
+        }
+        return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
+
+    def compare(self, spec: JobSpec) -> JobResult:
+        draw = random.Random(spec.params["seed"])
+        levels = [draw.random() for _ in range(spec.params["count"])]
+        skills = [self.skill(spec.inputs[name]) for name in ("model:new", "model:old")]
+        new, old = ([float(level < skill) for level in levels] for skill in skills)
+        return JobResult({"pooled": paired(new, old).to_json()}, {}, Cost(1.0, items=2 * len(levels)))
+
+    def measure(self, spec: JobSpec) -> JobResult:
+        facts = {"non_finite": 0, "parameters": 1, "layers": 1, "file_gib": 0.0, "dtypes": []}
+        return JobResult({"model": facts, "drift": {}}, {}, Cost(1.0))
+
+    def skill(self, digest: str) -> float:
+        return float(json.loads((self.registry.path(digest) / "skill.json").read_text())["skill"])
+
+    def keep(self, kind: str, name: str, body: JsonObject) -> str:
+        folder = self.registry.root / "made" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name.split('-')[0]}.json").write_text(json.dumps(body))
+        return self.registry.adopt(folder, kind)
+
+    def _trained(self, spec: JobSpec, steps: int, step: int, values: JsonObject, tokens: int) -> JobResult:
+        found = spec.inputs.get("checkpoint")
+        stands = json.loads((self.registry.path(found) / "step.json").read_text())["step"] if found else 0
+        first = spec.params["from_step"]
+        assert stands == first, f"the checkpoint stands at {stands}, asked for is {first}"
+        after = self.learns(spec, self.skill(spec.inputs["model"]), steps)
+        outputs = {
+            "model": self.keep("model", f"skill-{spec.digest[:16]}", {"skill": after, "made_by": spec.digest}),
+            "checkpoint": self.keep("checkpoint", f"step-{spec.digest[:16]}", {"step": step, "made_by": spec.digest}),
+        }
+        return JobResult(self.adjust(spec, values), outputs, Cost(float(steps), tokens=tokens))
+
+
+def evidence_after(body: JsonObject, success: float) -> JsonObject:
+    """Ten groups in which the first feature alone tells right from wrong, at the given success."""
+    evidence, draw = Evidence.from_json(body), random.Random(0)
+    for _ in range(10):
+        others = [0.25] * (len(evidence.features) - 1)
+        rows = [([draw.random() * 0.5, *others], success) for _ in range(8)]
+        evidence = evidence.add_group(rows, [1.0, *others])
+    return evidence.to_json()
+
+
+class World:
+    """A state folder with one model in it, and a house in which loops can be run."""
+
+    def __init__(self, folder: Path, skill: float = 0.3, learns: Learns = steady) -> None:
+        folder.mkdir(exist_ok=True)
+        self.database = Database(folder / "kaizend.db")
+        self.database.migrate()
+        self.registry = Registry(folder, self.database)
+        self.ledger = Ledger(self.database, self.registry)
+        self.runner = SyntheticRunner(self.registry, JobBook(self.database), learns)
+        self.start = self.runner.keep("model", "skill-start", {"skill": skill})
+        self.ledger.append(Entry(Event.GENESIS, "a start"), move=(Channel.WORKING, self.start))
+        self.house = House(self.ledger, self.runner, Bounds, "code", 7)
+
+    def cycle(self, loop: Loop, ordinal: int, incumbent: str | None = None, budget: Budget = BUDGET) -> Outcome:
+        """One root cycle on the first model."""
+        return run_cycle(self.house, loop, None, ordinal, self.start, incumbent or self.start, budget)
+
+    def state(self, loop: Loop) -> JsonObject:
+        found = self.ledger.loop_state(loop.name)
+        assert found is not None
+        return found
+
+    def close(self) -> None:
+        self.database.close()

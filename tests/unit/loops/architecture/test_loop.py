@@ -1,0 +1,300 @@
+"""The architecture loop: what it proposes, when it trains, what it promotes and what it learns."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loops.architecture.loop import ArchitectureLoop
+from loops.architecture.settings import ArchitectureSettings, SearchKind
+from loops.loop import Bench, Loop, Trial
+from loops.work.build import build
+from loops.work.screen import screen
+from safety.yardstick.jobs import compare
+from state.jobs import Desk, JobFailed, JobResult, JobSpec
+from state.records import (
+    Budget,
+    Candidate,
+    Cost,
+    Cycle,
+    JsonObject,
+    LoopName,
+    Outcome,
+    Verdict,
+    canonical,
+    seed_from,
+)
+
+pytest_plugins = ("zoo",)
+SETTINGS = ArchitectureSettings(coarse_proposals=6, patience=5, merges_between=3, inner_trials=4, inner_tokens=100)
+PLENTY = Budget(1e6, 10**9, 100)
+
+
+class Inner:
+    """A loop that is only ever handed to `descend`."""
+
+    name = LoopName.PIPELINE
+
+
+@dataclass
+class Scripted:
+    """A runner whose jobs answer from a function of the spec; keeps the specs it was given."""
+
+    answer: Callable[[JobSpec], JobResult]
+    specs: list[JobSpec] = field(default_factory=list)
+
+    def run(self, spec: JobSpec, *, timeout_seconds: float | None = None) -> JobResult:
+        self.specs.append(spec)
+        return self.answer(spec)
+
+    def run_all(self, specs: Sequence[JobSpec], *, timeout_seconds: float | None = None) -> list[JobResult | JobFailed]:
+        return [self.run(spec) for spec in specs]
+
+
+def screened(advantage: float, decision: str | None, p_value: float = 1.0, scores: str = "1010") -> JsonObject:
+    return {
+        "fitness": 0.5 + advantage, "incumbent_fitness": 0.5, "fitness_scores": scores,
+        "race": {"decision": decision, "n": 9, "mean": advantage, "e": 1.0},
+        "comparison": {"n": 9, "mean": advantage, "stderr": 0.1, "p_value": p_value, "wins": 1, "losses": 1},
+    }
+
+
+def answering(values: Callable[[JobSpec], JsonObject]) -> Scripted:
+    def answer(spec: JobSpec) -> JobResult:
+        if spec.kind == "build":
+            return JobResult({}, {"model": f"built-{spec.digest[:8]}"}, Cost())
+        if spec.kind == "compare":
+            body = values(spec)
+            return JobResult({"pooled": body["comparison"], "race": body["race"]}, {}, Cost())
+        return JobResult(values(spec), {}, Cost())
+
+    return Scripted(answer)
+
+
+def loop_of(settings: ArchitectureSettings = SETTINGS, **more: Any) -> ArchitectureLoop:
+    inner: Any = Inner()
+    return ArchitectureLoop(settings, [{"name": "t"}], inner, more.get("base", "b"), more.get("parents", ("x", "y")))
+
+
+def bench_of(
+    loop: ArchitectureLoop, candidate: Candidate, state: JsonObject, runner: Any,
+    children: Callable[[str, str, Budget], Outcome] | None = None, budget: Budget = PLENTY,
+) -> Bench:
+    def descend(inner: Loop, parent: int, ordinal: int, base: str, incumbent: str, given: Budget) -> Outcome:
+        assert children is not None
+        return children(base, incumbent, given)
+
+    cycle = Cycle(1, loop.name, None, 0, candidate, state, budget)
+    return Bench(cycle, runner, "code", descend, 60.0)
+
+
+def once(
+    loop: ArchitectureLoop, state: JsonObject, runner: Any, incumbent: str = "w", children: Any = None
+) -> tuple[Outcome, JsonObject]:
+    """One cycle, checking on the way that propose, judge and learn leave what they are given as it was."""
+    before = copy.deepcopy(state)
+    candidate = loop.propose(state, incumbent, incumbent, 1)
+    assert candidate == loop.propose(json.loads(canonical(state)), incumbent, incumbent, 1)
+    trial = loop.run(candidate, bench_of(loop, candidate, state, runner, children))
+    shown = copy.deepcopy((candidate, trial))
+    outcome = loop.judge(candidate, trial)
+    after = loop.learn(state, candidate, outcome)
+    assert state == before
+    assert (candidate, trial) == shown
+    canonical(outcome.to_json())
+    return outcome, json.loads(canonical(after))
+
+
+def test_a_merge_that_wins_its_race_is_built_and_promoted_as_it_is() -> None:
+    loop, runner = loop_of(), answering(lambda spec: screened(0.1, "better"))
+    outcome, state = once(loop, loop.start(), runner)
+    assert [spec.kind for spec in runner.specs] == ["screen", "build"]
+    assert outcome.verdict is Verdict.PROMOTED
+    assert str(outcome.result).startswith("built-")
+    assert state["idle"] == 0
+
+
+def test_a_merge_that_loses_is_not_built() -> None:
+    loop, runner = loop_of(), answering(lambda spec: screened(-0.1, "hopeless"))
+    outcome, state = once(loop, loop.start(), runner)
+    assert [spec.kind for spec in runner.specs] == ["screen"]
+    assert outcome.verdict is Verdict.REJECTED
+    assert outcome.result is None
+    assert state["idle"] == 1
+
+
+@pytest.mark.parametrize(("p_value", "verdict"), [(0.04, Verdict.PROMOTED), (0.06, Verdict.REJECTED)])
+def test_an_undecided_race_is_settled_by_the_paired_test(p_value: float, verdict: Verdict) -> None:
+    outcome, _ = once(loop_of(), loop_of().start(), answering(lambda spec: screened(0.1, None, p_value)))
+    assert outcome.verdict is verdict
+
+
+def test_jobs_get_every_model_they_read_and_the_genome_without_the_mark_of_the_search() -> None:
+    loop, runner = replace(loop_of(), seal="s"), answering(lambda spec: screened(0.1, "better"))
+    once(loop, loop.start(), runner)
+    screening, building = runner.specs
+    assert dict(screening.inputs) == {"model:b": "b", "model:w": "w", "model:x": "x", "model:y": "y", "seal": "s"}
+    assert dict(building.inputs) == {"model:b": "b", "model:x": "x", "model:y": "y"}
+    assert screening.params["change"] == building.params["change"]
+    assert "search" not in building.params["change"]
+
+
+def test_after_patience_without_promotion_the_incumbent_is_trained_and_then_merges_go_on() -> None:
+    loop, state, kinds = loop_of(), loop_of().start(), []
+    nothing = answering(lambda spec: screened(-0.1, "hopeless"))
+    for _ in range(12):
+        kinds.append(loop.propose(state, "w", "w", 1).change["kind"])
+        _, state = once(loop, state, nothing, children=lambda *_: Outcome(Verdict.REJECTED, "no"))
+    assert kinds == ["merge"] * 5 + ["keep"] + ["merge"] * 3 + ["keep"] + ["merge"] * 2
+
+
+def keeping(state: JsonObject) -> JsonObject:
+    return {**state, "idle": 99}
+
+
+def test_training_climbs_from_child_to_child_within_its_tokens_and_is_compared_once() -> None:
+    loop, seen = loop_of(), []
+
+    def child(base: str, incumbent: str, budget: Budget) -> Outcome:
+        seen.append((base, incumbent, budget.tokens))
+        verdict = Verdict.PROMOTED if len(seen) % 2 else Verdict.CRASHED
+        return Outcome(verdict, "", f"t{len(seen)}" if len(seen) % 2 else None, cost=Cost(tokens=40))
+
+    runner = answering(lambda spec: screened(0.1, None, 0.01))
+    outcome, state = once(loop, keeping(loop.start()), runner, children=child)
+    assert seen == [("w", "w", 100), ("w", "t1", 60), ("w", "t1", 20)]
+    assert [spec.kind for spec in runner.specs] == ["compare"]
+    assert dict(runner.specs[0].inputs) == {"model:new": "t3", "model:old": "w"}
+    assert outcome.verdict is Verdict.PROMOTED
+    assert outcome.result == "t3"
+    assert state["trained"] == ["t3"]
+
+
+def test_a_training_stops_when_the_cycle_has_no_trials_left() -> None:
+    loop, count = loop_of(), []
+    candidate = Candidate(loop.name, {"kind": "keep"}, "w", "w")
+
+    def child(base: str, incumbent: str, budget: Budget) -> Outcome:
+        count.append(budget.trials)
+        return Outcome(Verdict.REJECTED, "")
+
+    runner = answering(lambda spec: screened(0.0, None))
+    trial = loop.run(candidate, bench_of(loop, candidate, loop.start(), runner, child, Budget(1e6, 10**9, 2)))
+    assert count == [2, 1]
+    assert trial.result is None
+
+
+def test_a_trained_model_that_does_not_beat_the_incumbent_is_rejected_and_no_parent() -> None:
+    loop = loop_of()
+    runner = answering(lambda spec: screened(0.01, None, 0.3))
+    trained = Outcome(Verdict.PROMOTED, "", "t", cost=Cost(tokens=60))
+    outcome, state = once(loop, keeping(loop.start()), runner, children=lambda *_: trained)
+    assert outcome.verdict is Verdict.REJECTED
+    assert outcome.result is None
+    assert state["trained"] == []
+
+
+def test_a_promoted_trained_model_joins_the_parents_and_the_search_starts_over_around_it() -> None:
+    loop = loop_of(replace(SETTINGS, merges_between=50))
+    keep = Candidate(loop.name, {"kind": "keep"}, "w", "w")
+    state = loop.learn(loop.start(), keep, Outcome(Verdict.PROMOTED, "", "t"))
+    points = []
+    for _ in range(7):
+        candidate = loop.propose(state, "t", "t", 1)
+        assert candidate.change["parents"] == ["x", "y", "t"]
+        points.append([row[0][0] for row in candidate.change["weights"]])
+        state = loop.learn(state, candidate, Outcome(Verdict.REJECTED, "", lesson={
+            "fitness": 0.1, "incumbent_fitness": 0.2, "scores": "01", "member": None}))
+    means = [sum(column) / len(points) for column in zip(*points, strict=True)]
+    assert means[2] > 0.7 > 0.4 > max(means[:2])
+
+
+def test_a_refused_or_crashed_candidate_counts_as_the_worst_and_is_not_asked_again() -> None:
+    loop, state = loop_of(), loop_of().start()
+    first = loop.propose(state, "w", "w", 1)
+    state = loop.learn(state, first, Outcome(Verdict.CRASHED, "out of memory"))
+    assert state["search"]["inner"]["fitness"][0] == -1.0
+    assert loop.propose(state, "w", "w", 1).change != first.change
+
+
+def test_a_survivor_is_trained_before_it_is_promoted_where_the_settings_say_so() -> None:
+    loop = loop_of(replace(SETTINGS, train_survivors=True))
+    runner = answering(lambda spec: screened(0.1, "better"))
+    bases: list[str] = []
+
+    def child(base: str, incumbent: str, budget: Budget) -> Outcome:
+        bases.append(base)
+        return Outcome(Verdict.PROMOTED, "", "t", cost=Cost(tokens=99))
+
+    outcome, state = once(loop, loop.start(), runner, children=child)
+    assert bases[0].startswith("built-")
+    assert outcome.result == "t"
+    assert state["trained"] == ["t"]
+
+
+def test_the_archive_keeps_a_child_that_adds_something_although_it_does_not_beat_the_incumbent() -> None:
+    loop = loop_of(replace(SETTINGS, search=SearchKind.M2N2, patience=50))
+    state = loop.start()
+    rows = iter(["1100", "0110", "0011"])
+    runner = answering(lambda spec: screened(-0.1, "hopeless", scores=next(rows)))
+    for _ in range(2):
+        outcome, state = once(loop, state, runner)
+    assert [spec.kind for spec in runner.specs] == ["screen", "screen"]     # founders stand for themselves
+    outcome, state = once(loop, state, runner)
+    assert outcome.verdict is Verdict.REJECTED
+    assert outcome.result is None
+    members = [member["digest"] for member in state["search"]["members"]]
+    assert members[:2] == ["x", "y"]
+    assert members[2].startswith("built-")
+
+
+def test_a_whole_life_repeats_itself_from_its_states() -> None:
+    def life(text: bool) -> list[str]:
+        loop, state, told = loop_of(), loop_of().start(), []
+        runner = answering(lambda spec: screened(seed_from(canonical(spec.params["change"])) % 100 / 500, None, 0.2))
+        for _ in range(20):
+            state = json.loads(canonical(state)) if text else state
+            outcome, state = once(loop, state, runner, children=lambda *_: Outcome(Verdict.REJECTED, ""))
+            told.append(canonical([outcome.to_json(), state]))
+        return told
+
+    assert life(True) == life(False)
+
+
+def test_with_real_models_and_jobs_a_merge_of_two_experts_becomes_the_incumbent(
+    zoo: dict[str, Path], task: JsonObject, tmp_path: Path
+) -> None:
+    models, cache = dict(zoo), dict[str, Any]()
+
+    def answer(spec: JobSpec) -> JobResult:
+        folder = tmp_path / spec.digest
+        folder.mkdir(exist_ok=True)
+        inputs = {name: models[digest] for name, digest in spec.inputs.items()}
+        work = {"screen": screen, "build": build, "compare": compare}[spec.kind]
+        produced = work(spec, Desk(folder, inputs, cache=cache))
+        if "model" in produced.outputs:
+            models[spec.digest] = produced.outputs["model"]
+        return JobResult(produced.values, dict.fromkeys(produced.outputs, spec.digest), Cost())
+
+    settings = replace(SETTINGS, fitness_items=64, fresh_items=160, batch_items=32, score_batch=32, patience=99)
+    inner: Any = Inner()
+    loop = ArchitectureLoop(settings, [task], inner, "base", ("one", "two"))
+    state, working = loop.start(), "base"
+    for _ in range(12):
+        outcome, state = once(loop, state, Scripted(answer), working)
+        working = str(outcome.result) if outcome.verdict is Verdict.PROMOTED else working
+    assert working != "base"
+    assert (models[working] / "model.safetensors").is_file()
+
+
+def test_the_reason_says_in_words_what_was_measured() -> None:
+    loop = loop_of()
+    candidate = loop.propose(loop.start(), "w", "w", 1)
+    outcome = loop.judge(candidate, Trial("m", screened(0.1, None, 0.01)))
+    assert outcome.reason == "task_arithmetic beats the incumbent: +0.100 on 9 fresh items, p = 0.01"

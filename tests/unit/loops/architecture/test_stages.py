@@ -1,0 +1,75 @@
+"""Coarse first, then fine around the best coarse point."""
+
+from __future__ import annotations
+
+from loops.architecture.genome import Definition, Operator
+from loops.architecture.search import CmaEs, RandomSearch, Told
+from loops.architecture.stages import CoarseToFine
+from state.records import JsonObject
+
+TASK = Definition(Operator.TASK_ARITHMETIC, "b", ("x", "y"))
+TIES = Definition(Operator.TIES, "b", ("x", "y"))
+
+
+def staged(*coarse: Definition, kind: type = CmaEs, proposals: int = 6) -> CoarseToFine:
+    return CoarseToFine(kind, coarse, (0.5, 0.5), 1 / 6, 2, 1 / 12, proposals, 1)
+
+
+def drive(search: CoarseToFine, count: int, promoted: int = -1) -> tuple[JsonObject, list[JsonObject]]:
+    """Tell each candidate how near its first weight is to .9; one may be promoted."""
+    state, changes = search.start(), []
+    for place in range(count):
+        change = search.ask(state)
+        changes.append(change)
+        near = 1 - abs(change["weights"][0][0][0] - 0.9)
+        state = search.tell(state, change, Told(near, near - 0.5, promoted=place == promoted))
+    return state, changes
+
+
+def test_the_fine_stage_starts_around_the_best_coarse_point() -> None:
+    search = staged(TASK)
+    state, changes = drive(search, 6)
+    best = max(changes, key=lambda change: 1 - abs(change["weights"][0][0][0] - 0.9))
+    assert state["origin"]["vector"] == TASK.vector(best)
+    definition = search.definition(state)
+    assert (definition.groups, definition.dimensions) == (2, 12)
+    assert len({weight for table in search.ask(state)["weights"] for row in table for weight in row}) > 2
+
+
+def test_each_operator_has_its_coarse_stage_and_the_better_one_is_split() -> None:
+    search = staged(TASK, TIES)
+    state = search.start()
+    for _ in range(12):
+        change = search.ask(state)
+        value = 0.6 if change["operator"] == "ties" else 0.4
+        state = search.tell(state, change, Told(value, value - 0.5))
+    assert search.definition(state).operator is Operator.TIES
+
+
+def test_a_promoted_point_is_the_best_until_another_beats_it() -> None:
+    search = staged(TASK)
+    state, changes = drive(search, 6, promoted=5)
+    assert state["origin"]["vector"] == TASK.vector(changes[5])
+
+
+def test_without_any_score_the_fine_stage_starts_at_the_first_mean() -> None:
+    search = staged(TASK)
+    state = search.start()
+    for _ in range(6):
+        state = search.tell(state, search.ask(state), Told())
+    assert search.definition(state).dimensions == 12
+    assert state["origin"]["vector"] == [0.5, 0.5]
+
+
+def test_the_control_has_the_same_first_and_second_stage() -> None:
+    state, _ = drive(staged(TASK, kind=RandomSearch), 6)
+    assert state["stage"] == 1
+    assert "optimiser" not in state["inner"]
+
+
+def test_cma_climbs_where_random_search_does_not() -> None:
+    def last(kind: type) -> float:
+        _, changes = drive(staged(TASK, kind=kind, proposals=120), 120)
+        return float(sum(change["weights"][0][0][0] for change in changes[-12:])) / 12
+
+    assert abs(last(CmaEs) - 0.9) < 0.05 < abs(last(RandomSearch) - 0.9)

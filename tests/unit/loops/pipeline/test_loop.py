@@ -1,0 +1,210 @@
+"""The pipeline loop, run through real cycles on a make-believe model, reinforcement and its child cycles included."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from synthetic import BUDGET, World
+
+from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.pipeline.recipe import GRPO, SFT, Adapter, Stage
+from loops.reward.loop import RewardLoop, RewardSettings
+from state.jobs import JobFailed, Parked
+from state.records import Verdict
+
+BODY = [{"name": "t"}]
+QUICK_SFT = replace(SFT, learning_rate=1e-3, steps=90, adapter=Adapter(), mixture={"a": 1.0, "b": 1.0})
+QUICK_GRPO = replace(GRPO, steps=36, adapter=Adapter())
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+def pipeline(world: World, **settings) -> PipelineLoop:
+    sources = {"a": "a" * 64, "b": "b" * 64}
+    reward = RewardLoop(RewardSettings(), BODY, "seal", sources)
+    settings = {"sft": QUICK_SFT, "grpo": QUICK_GRPO, "segment_steps": 6, **settings}
+    return PipelineLoop(PipelineSettings(**settings), BODY, "seal", sources, reward)
+
+
+def kinds(world: World) -> list[str]:
+    return [spec.kind for spec in world.runner.ran]
+
+
+def test_the_first_cycle_trains_the_default_recipes_first_rung_and_compares_with_the_incumbent(world):
+    outcome = world.cycle(pipeline(world), 0)
+    train, compare, _ = world.runner.ran
+    assert (train.params["from_step"], train.params["to_step"]) == (0, 10)
+    assert train.inputs == {"model": world.start, "data:a": "a" * 64, "data:b": "b" * 64}
+    assert compare.inputs["model:old"] == world.start
+    assert compare.params["tasks"] == BODY
+    assert outcome.evidence["comparison"]["n"] == 512
+    assert kinds(world)[:2] == ["train", "compare"]
+
+
+def test_a_clear_gain_is_promoted_and_a_loss_is_rejected(tmp_path):
+    for name, factor, verdict in (("up", 30, Verdict.PROMOTED), ("down", -10, Verdict.REJECTED)):
+        world = World(tmp_path / name, learns=lambda spec, skill, steps, f=factor: skill + f * steps * 1e-3)
+        outcome = world.cycle(pipeline(world), 0)
+        assert outcome.verdict is verdict
+        assert (outcome.result is not None) == (verdict is Verdict.PROMOTED)
+        world.close()
+
+
+def test_survivors_go_on_from_their_checkpoint_and_no_step_is_trained_twice(world):
+    loop = pipeline(world, stages=(Stage.SFT,))
+    for ordinal in range(14):
+        world.cycle(loop, ordinal)
+    walked: dict[str, list[tuple[int, int]]] = {}
+    for spec in (spec for spec in world.runner.ran if spec.kind == "train"):
+        key = json.dumps(spec.params["recipe"], sort_keys=True)
+        walked.setdefault(key, []).append((spec.params["from_step"], spec.params["to_step"]))
+        assert ("checkpoint" in spec.inputs) == (spec.params["from_step"] > 0)
+    assert any(len(parts) > 1 for parts in walked.values())
+    assert all(parts == [(0, 10), (10, 30), (30, 90)][: len(parts)] for parts in walked.values())
+
+
+def test_reinforcement_goes_in_segments_from_the_last_accepted_one(world):
+    loop = pipeline(world, stages=(Stage.GRPO,), rungs=1)
+    outcome = world.cycle(loop, 0)
+    segments = [spec for spec in world.runner.ran if spec.kind == "segment"]
+    assert [spec.params["from_step"] for spec in segments] == [0, 6, 12, 18, 24, 30]
+    assert outcome.evidence["training"]["segments"] == ["PROMOTED"] * 6
+    assert all("checkpoint" in spec.inputs for spec in segments[1:])
+
+
+def test_a_rejected_segment_is_spent_and_training_goes_on_from_the_accepted_checkpoint(tmp_path):
+    calls = []
+
+    def learns(spec, skill, steps):
+        if spec.digest not in calls:
+            calls.append(spec.digest)
+        return skill - 0.05 if len(calls) == 2 else skill + 0.02
+
+    world = World(tmp_path, learns=learns)
+    outcome = world.cycle(pipeline(world, stages=(Stage.GRPO,), rungs=1), 0)
+    segments = [spec for spec in world.runner.ran if spec.kind == "segment"]
+    assert outcome.evidence["training"]["segments"][:3] == ["PROMOTED", "REJECTED", "PROMOTED"]
+    assert segments[1].inputs["model"] == segments[2].inputs["model"]
+    assert [spec.params["from_step"] for spec in segments] == [0, 6, 6, 12, 18, 24]
+    assert outcome.evidence["reached"] == 36
+    world.close()
+
+
+def test_nothing_accepted_means_nothing_to_compare(tmp_path):
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill - 0.01)
+    outcome = world.cycle(pipeline(world, stages=(Stage.GRPO,), rungs=1), 0)
+    assert outcome.verdict is Verdict.REJECTED
+    assert "compare" not in kinds(world)
+    assert outcome.evidence["comparison"] is None
+    world.close()
+
+
+def test_a_budget_of_trials_ends_a_rung_early_and_the_next_cycle_goes_on_there(world):
+    loop = pipeline(world, stages=(Stage.GRPO,), rungs=1)
+    world.cycle(loop, 0, budget=replace(BUDGET, trials=2))
+    assert world.state(loop)["studies"][0]["configurations"][0]["step"] == 12
+    world.cycle(loop, 1)
+    segments = [spec for spec in world.runner.ran if spec.kind == "segment"]
+    assert [spec.params["from_step"] for spec in segments] == [0, 6, 12, 18, 24, 30]
+    assert len(world.state(loop)["studies"][0]["configurations"][0]["values"]) == 1
+
+
+def test_tokens_are_not_spent_beyond_the_budget_once_a_stages_appetite_is_known(world):
+    loop = pipeline(world, stages=(Stage.SFT,), rungs=1, ranges=pipeline(world).settings.ranges)
+    assert world.cycle(loop, 0, budget=replace(BUDGET, tokens=0)).verdict is Verdict.TIMED_OUT
+    full = world.cycle(loop, 1)
+    half = world.cycle(loop, 2, budget=replace(BUDGET, tokens=full.cost.tokens // 4))
+    assert 0 < half.cost.tokens <= full.cost.tokens // 4
+
+
+def test_a_recipe_that_ran_out_of_memory_is_not_tried_again_and_its_region_is_learned(world):
+    def fail(spec):
+        if spec.kind == "train" and spec.params["recipe"]["batch"] >= SFT.batch:
+            raise JobFailed("OutOfMemoryError: CUDA out of memory")
+
+    world.runner.faults = fail
+    loop = pipeline(world, stages=(Stage.SFT,))
+    verdicts = [world.cycle(loop, ordinal).verdict for ordinal in range(4)]
+    assert verdicts[0] is Verdict.CRASHED
+    assert Verdict.CRASHED not in verdicts[1:]
+    assert world.state(loop)["limits"][0]["kind"] == "memory"
+
+
+def test_a_recipe_that_a_bound_refuses_is_not_proposed_again(world):
+    loop = pipeline(world, stages=(Stage.SFT,), sft=replace(QUICK_SFT, learning_rate=0.05))
+    assert world.cycle(loop, 0).verdict is Verdict.REFUSED
+    first, second = (world.ledger.find_cycle(None, 0), None)
+    world.cycle(loop, 1)
+    second = world.ledger.find_cycle(None, 1)
+    assert first.candidate.change["recipe"] != second.candidate.change["recipe"]
+
+
+def test_a_new_base_model_has_a_study_of_its_own_and_keeps_what_was_learned(world):
+    loop = pipeline(world, stages=(Stage.SFT,))
+    outcome = world.cycle(loop, 0)
+    state = world.state(loop)
+    other = loop.propose(state, "f" * 64, "f" * 64, 1)
+    assert (other.base, other.change["from_step"], other.change["study"]) == ("f" * 64, 0, "f" * 64)
+    assert other.change["genes"] == loop.settings.space.default_genes(Stage.SFT, ["a", "b"])
+    assert state["payoffs"].keys() == {"a", "b"}
+    assert outcome.verdict in (Verdict.PROMOTED, Verdict.REJECTED)
+
+
+def test_a_second_timeout_gives_a_recipe_up_but_the_first_does_not(world):
+    def fail(spec):
+        raise JobFailed("too slow", Verdict.TIMED_OUT)
+
+    world.runner.faults = fail
+    loop = pipeline(world, stages=(Stage.SFT,))
+    ids = []
+    for ordinal in range(3):
+        world.cycle(loop, ordinal)
+        ids.append(world.ledger.find_cycle(None, ordinal).candidate.change["config"])
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_the_same_state_and_seed_give_the_same_candidate_also_after_json(world):
+    loop = pipeline(world)
+    for ordinal in range(6):
+        world.cycle(loop, ordinal)
+    state = world.state(loop)
+    again = json.loads(json.dumps(state))
+    assert loop.propose(state, world.start, world.start, 5) == loop.propose(again, world.start, world.start, 5)
+    assert len(json.dumps(state)) < 60_000
+
+
+def test_a_cycle_put_aside_in_the_middle_of_its_segments_ends_as_if_undisturbed(tmp_path):
+    calm, broken = World(tmp_path / "calm"), World(tmp_path / "broken")
+    loop = pipeline(calm, stages=(Stage.GRPO,), rungs=1)
+    expected = calm.cycle(loop, 0)
+    once = []
+
+    def park(spec):
+        if spec.kind == "segment" and spec.params["from_step"] == 12 and not once:
+            once.append(spec)
+            raise Parked
+
+    broken.runner.faults = park
+    with pytest.raises(Parked):
+        broken.cycle(loop, 0)
+    assert broken.cycle(loop, 0).to_json() == expected.to_json()
+    assert [s.digest for s in broken.runner.ran] == [s.digest for s in calm.runner.ran]
+    assert broken.state(loop) == calm.state(loop)
+    calm.close()
+    broken.close()
+
+
+def test_settings_that_contradict_themselves_are_refused():
+    with pytest.raises(ValueError, match="stage"):
+        PipelineSettings(sft=GRPO)
+    with pytest.raises(ValueError, match="ladder"):
+        PipelineSettings(eta=1)
+    with pytest.raises(ValueError, match="level"):
+        PipelineSettings(level=0.0)

@@ -1,0 +1,217 @@
+"""The reward loop, run through real cycles on a make-believe model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from synthetic import World, evidence_after
+
+from loops.pipeline.recipe import GRPO
+from loops.reward.loop import AVOIDED_SEGMENTS, RewardLoop, RewardSettings, frozen, rearm
+from loops.reward.shaping import Evidence
+from state.jobs import JobFailed, JobSpec
+from state.records import Verdict, seed_from
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+def reward(**settings) -> RewardLoop:
+    loop = RewardLoop(RewardSettings(**settings), [{"name": "t"}], "seal", {"data": "d" * 64})
+    return loop.on({
+        "recipe": GRPO.to_json(), "checkpoint": None, "from_step": 0, "steps": 12, "segment": 0, "lineage": "c",
+    })
+
+
+def spoken(loop: RewardLoop, success: float = 0.0, **changes):
+    """A state whose evidence calls for a shaping by the first feature."""
+    return {**loop.start(), "evidence": evidence_after(loop.start()["evidence"], success), "switch": "on", **changes}
+
+
+class Begun(RewardLoop):
+    """The loop with another first state."""
+
+    def start(self):
+        return self.assignment["state"]
+
+
+def begun(state, **settings) -> Begun:
+    loop = reward(**settings)
+    return Begun(loop.settings, loop.targets, loop.seal, loop.sources, {**loop.assignment, "state": state})
+
+
+def test_the_first_segment_has_no_shaping_and_no_second_arm(world):
+    outcome = world.cycle(reward(), 0)
+    assert outcome.verdict is Verdict.PROMOTED
+    assert outcome.evidence["arm"] == "zero"
+    assert [spec.kind for spec in world.runner.ran] == ["segment", "measure"]
+    assert world.runner.ran[0].params["shaping"] == {"weights": {}, "strength": 0.0}
+
+
+def test_a_segment_in_which_q_stands_still_is_rejected_and_keeps_nothing(tmp_path):
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill - 0.001)
+    outcome = world.cycle(reward(), 0)
+    assert (outcome.verdict, outcome.result) == (Verdict.REJECTED, None)
+    world.close()
+
+
+def test_a_rejected_segment_is_tried_again_with_another_seed(tmp_path):
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill - 0.001)
+    world.cycle(reward(), 0)
+    world.cycle(reward(), 1)
+    first, second = (spec for spec in world.runner.ran if spec.kind == "segment")
+    assert first.inputs == second.inputs
+    assert first.seed != second.seed
+    world.close()
+
+
+def test_a_shaping_runs_beside_a_control_that_differs_in_nothing_else(world):
+    outcome = world.cycle(begun(spoken(reward())), 0)
+    zero, shaped = (spec for spec in world.runner.ran if spec.kind == "segment")
+    assert (zero.seed, zero.inputs) == (shaped.seed, shaped.inputs)
+    assert {k: v for k, v in zero.params.items() if k != "shaping"} == {
+        k: v for k, v in shaped.params.items() if k != "shaping"
+    }
+    assert shaped.params["shaping"]["weights"].keys() == {"places"}
+    assert outcome.evidence["arm"] == "shaped"
+    assert outcome.verdict is Verdict.PROMOTED
+
+
+def test_a_shaping_that_gains_nothing_over_zero_is_dropped_and_the_control_is_what_may_be_promoted(tmp_path):
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill + 0.03)
+    outcome = world.cycle(begun(spoken(reward())), 0)
+    assert (outcome.evidence["arm"], outcome.verdict) == ("zero", Verdict.PROMOTED)
+    assert outcome.evidence["over_zero"]["mean"] == pytest.approx(0.0, abs=1e-9)
+    world.close()
+
+
+def test_an_alarm_halves_the_strength_counts_a_strike_and_shuns_the_shaping(world):
+    world.runner.adjust = lambda spec, values: {**values, "rank_correlation": -0.5}
+    loop = begun(spoken(reward()))
+    outcome = world.cycle(loop, 0)
+    state = world.state(loop)
+    assert [alarm["name"] for alarm in outcome.evidence["alarms"]] == ["rank"]
+    assert (state["scale"], state["strikes"], len(state["avoid"])) == (0.5, 1, 1)
+    assert loop.shaping({**state, "switch": "on"}, 0, 100).is_zero
+    later = {**state, "switch": "on", "avoid": []}
+    assert loop.shaping(later, 0, 100).strength == pytest.approx(0.2)
+
+
+def test_a_shunned_shaping_may_come_back_after_ten_segments(world):
+    loop = reward()
+    state = spoken(loop, avoid=[{"weights": {"places": 1.0}, "until": 1 + AVOIDED_SEGMENTS}], segments=1)
+    candidate = loop.propose(state, world.start, world.start, 0)
+    outcome = loop.judge(candidate, loop.run(candidate, _Bench(world, state)))
+    for _ in range(AVOIDED_SEGMENTS):
+        assert loop.shaping(spoken(loop, avoid=state["avoid"]), 0, 100).is_zero
+        state = loop.learn(state, candidate, outcome)
+    assert state["avoid"] == []
+
+
+class _Bench:
+    """One attempt outside a cycle."""
+
+    def __init__(self, world, state):
+        self.world, self.cycle = world, self
+        self.state = state
+
+    def seed(self, *parts):
+        return seed_from(*parts)
+
+    def spec(self, kind, inputs, params, seed=0):
+        return JobSpec(kind, inputs, params, seed)
+
+    def jobs(self, specs):
+        return self.world.runner.run_all(specs)
+
+
+def test_three_strikes_freeze_the_loop_until_the_operator_re_arms_it():
+    loop = reward()
+    state = spoken(loop, strikes=3)
+    assert frozen(state)
+    assert loop.shaping(state, 0, 100).is_zero
+    assert not frozen(rearm(state))
+    assert not loop.shaping(rearm(state), 0, 100).is_zero
+
+
+def test_a_collapse_of_q_blocks_the_heaviest_feature_and_is_recorded(tmp_path):
+    def learns(spec, skill, steps):
+        return 0.01 if spec.params["shaping"]["weights"] else skill + 0.03
+
+    world = World(tmp_path, learns=learns)
+    loop = begun(spoken(reward()))
+    outcome = world.cycle(loop, 0)
+    assert outcome.evidence["blocked"] == "places"
+    assert "under half of the best" in outcome.evidence["guard"]
+    assert outcome.evidence["arm"] == "zero"
+    assert world.state(loop)["blocked"] == ["places"]
+    assert loop.shaping({**world.state(loop), "switch": "on"}, 0, 100).is_zero
+    world.close()
+
+
+def test_the_switch_follows_the_success_average_and_closes_for_good(tmp_path):
+    for skill, switch in ((0.0, "on"), (0.03, "off"), (0.3, "closed")):
+        world = World(tmp_path / str(skill), skill=skill)
+        loop = reward()
+        world.cycle(loop, 0)
+        assert world.state(loop)["switch"] == switch
+        world.close()
+
+
+def test_settings_outside_the_limits_are_refused():
+    for settings, word in (({"strength": 0.41}, "strength"), ({"features": ("beauty",)}, "beauty"),
+                           ({"features": ("places",) * 9}, "at most 8"), ({"probe_items": 1}, "probe_items")):
+        with pytest.raises(ValueError, match=word):
+            RewardSettings(**settings)
+
+
+def test_strength_is_annealed_by_step_from_four_tenths():
+    loop = reward()
+    assert loop.shaping(spoken(loop), 0, 100).strength == pytest.approx(0.4)
+    assert loop.shaping(spoken(loop), 75, 100).strength == pytest.approx(0.1)
+    assert loop.shaping(spoken(loop), 100, 100).is_zero
+
+
+def test_without_references_only_approved_features_are_used():
+    assert RewardSettings(references=False).allowed == ()
+    assert RewardSettings(references=False, approved=("varied",)).allowed == ("varied",)
+
+
+def test_a_shaped_arm_that_fails_leaves_the_control_and_is_shunned(world):
+    def fail(spec):
+        if spec.kind == "segment" and spec.params["shaping"]["weights"]:
+            raise JobFailed("diverged")
+
+    world.runner.faults = fail
+    loop = begun(spoken(reward()))
+    outcome = world.cycle(loop, 0)
+    assert (outcome.verdict, outcome.evidence["shaped_failed"]) == (Verdict.PROMOTED, "diverged")
+    assert len(world.state(loop)["avoid"]) == 1
+
+
+def test_a_control_that_fails_fails_the_cycle_with_its_reason(world):
+    def fail(spec):
+        raise JobFailed("out of memory")
+
+    world.runner.faults = fail
+    outcome = world.cycle(reward(), 0)
+    assert (outcome.verdict, outcome.reason) == (Verdict.CRASHED, "out of memory")
+    assert world.state(reward())["segments"] == 1
+
+
+def test_the_same_state_and_segment_give_the_same_candidate_also_after_json():
+    loop = reward()
+    state = spoken(loop)
+    again = json.loads(json.dumps(state))
+    assert loop.propose(state, "a", "a", 1) == loop.propose(again, "a", "a", 2)
+
+
+def test_evidence_over_other_features_is_dropped_when_the_operator_changes_the_list():
+    loop = reward(features=("overlap",))
+    old = {**loop.start(), "evidence": evidence_after(Evidence.empty(("places",)).to_json(), 0.0), "switch": "on"}
+    assert loop.shaping(old, 0, 100).is_zero

@@ -1,0 +1,109 @@
+"""The job "build": what is written, and that it is what was composed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loops.architecture.genome import Definition, Operator
+from loops.work.build import build, cell_of, composed, layer_count, licences, read_tensors
+from state.jobs import Desk, JobSpec
+
+CHANGE = Definition(Operator.TASK_ARITHMETIC, "base", ("one", "two")).change([0.7, 0.4])
+CROSSING = {"kind": "crossover", "parents": ["one", "two"], "split": 0.4, "mix": 0.3}
+pytest_plugins = ("zoo",)
+Make = Callable[..., Desk]
+
+
+def built(change: dict[str, Any], desk: Desk) -> Path:
+    desk.folder.mkdir(exist_ok=True)
+    return Path(build(JobSpec("build", {}, {"change": change}), desk).outputs["model"])
+
+
+@pytest.mark.parametrize("change", [CHANGE, CROSSING, Definition(Operator.DARE_TIES, "base", ("one", "two"), seed=3)
+                                    .change([0.7, 0.4, 0.5, 0.6])])
+def test_the_written_tensors_are_the_composed_ones_bit_for_bit(
+    change: dict[str, Any], desk_of: Make, zoo: dict[str, Path]
+) -> None:
+    written = read_tensors(built(change, desk_of()))
+    models = {name: read_tensors(path) for name, path in zoo.items()}
+    for name, tensor in composed(change, models):
+        assert torch.equal(written[name], tensor)
+
+
+def test_building_twice_gives_the_same_bytes(desk_of: Make) -> None:
+    first = {path.name: path.read_bytes() for path in built(CHANGE, desk_of()).iterdir()}
+    second = {path.name: path.read_bytes() for path in built(CHANGE, desk_of()).iterdir()}
+    assert first == second
+
+
+def test_the_folder_loads_with_transformers_and_has_the_base_tokenizer(desk_of: Make, zoo: dict[str, Path]) -> None:
+    folder = built(CHANGE, desk_of())
+    assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 2
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained(zoo["base"]).get_vocab()
+
+
+def test_the_card_names_every_licence_of_what_went_in_once(desk_of: Make) -> None:
+    assert licences(built(CHANGE, desk_of())) == ["apache-2.0", "mit"]
+
+
+def test_a_model_without_a_card_has_an_unknown_licence(tmp_path: Path) -> None:
+    assert licences(tmp_path) == ["unknown"]
+    (tmp_path / "README.md").write_text("# no front matter\nlicense: mit\n")
+    assert licences(tmp_path) == ["unknown"]
+    (tmp_path / "README.md").write_text("---\nlicense: [mit, 'bsd-3-clause']\ntags:\n- x\n---\n")
+    assert licences(tmp_path) == ["mit", "bsd-3-clause"]
+
+
+def test_tensors_of_another_shape_are_named(zoo: dict[str, Path]) -> None:
+    models = {name: read_tensors(path) for name, path in zoo.items()}
+    models["one"]["lm_head.weight"] = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match=r"lm_head\.weight of model one is \[3, 3\]"):
+        dict(composed(CHANGE, models))
+    del models["one"]["lm_head.weight"]
+    with pytest.raises(ValueError, match=r"1 tensor names, first lm_head\.weight"):
+        dict(composed(CHANGE, models))
+
+
+def test_more_groups_than_layers_are_refused(zoo: dict[str, Path]) -> None:
+    models = {name: read_tensors(path) for name, path in zoo.items()}
+    fine = Definition(Operator.TASK_ARITHMETIC, "base", ("one", "two"), groups=3, shared=False)
+    with pytest.raises(ValueError, match="the model has 2 layers"):
+        dict(composed(fine.change(fine.centre([0.5, 0.5])), models))
+
+
+def test_a_folder_without_safetensors_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        read_tensors(tmp_path)
+
+
+def test_pickled_weights_beside_a_template_are_not_copied(desk_of: Make, zoo: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(zoo["base"], tmp_path / "dirty")
+    (tmp_path / "dirty" / "pytorch_model.bin").write_bytes(b"pickle")
+    folder = built(CHANGE, desk_of(base=tmp_path / "dirty"))
+    assert sorted(path.suffix for path in folder.iterdir() if path.name.startswith(("model", "pytorch"))) == [
+        ".safetensors"]
+
+
+@pytest.mark.parametrize(("name", "cell"), [
+    ("model.embed_tokens.weight", (0, 2)),
+    ("model.layers.0.self_attn.q_proj.weight", (0, 0)),
+    ("model.layers.1.self_attn.q_norm.weight", (0, 0)),
+    ("model.layers.2.mlp.up_proj.weight", (1, 1)),
+    ("model.layers.3.post_attention_layernorm.weight", (1, 2)),
+    ("transformer.h.3.attn.c_attn.weight", (1, 0)),
+    ("model.norm.weight", (1, 2)),
+    ("lm_head.weight", (1, 2)),
+])
+def test_each_tensor_has_its_block_of_layers_and_module(name: str, cell: tuple[int, int]) -> None:
+    assert cell_of(name, 2, 4) == cell
+
+
+def test_layers_are_counted_by_their_highest_number() -> None:
+    assert layer_count(["model.layers.0.a.weight", "model.layers.11.a.weight", "lm_head.weight"]) == 12

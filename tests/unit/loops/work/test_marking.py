@@ -1,0 +1,65 @@
+"""Marking pays the strict verdict plus a bounded bonus, group by group, and remembers what it taught."""
+
+from __future__ import annotations
+
+from loops.reward.features import FEATURES
+from loops.reward.shaping import Evidence, Shaping
+from loops.work.marking import KEPT_SUCCESSES, REWARD_SCALE, Marking, Question, Record
+from safety.yardstick.items import Item
+from safety.yardstick.verifiers import exact
+
+END = 9
+ITEMS = [Item.of("say one two", "one two"), Item.of("say three four", "three four")]
+
+
+def marking(shaping: Shaping, group: int = 2) -> Marking:
+    questions = [Question(item, [1, place], exact) for place, item in enumerate(ITEMS)]
+    record = Record(0, Evidence.empty(FEATURES).to_json())
+    return Marking(questions, group, frozenset({END}), shaping, 0.4, record)
+
+
+def test_without_a_shaping_the_reward_is_the_verdict_scaled() -> None:
+    marks = marking(Shaping())
+    rewards = marks(["one two", "one", "no", "three four"], [[5, END], [6, END], [7, END], [8, END]], [0, 0, 1, 1])
+    assert rewards == [REWARD_SCALE, 0.0, 0.0, REWARD_SCALE]
+    assert marks.record.truth == marks.record.proxy == [0.5]
+    assert (marks.record.groups, marks.record.mixed_groups, marks.record.flat) == (2, 2, [0.0])
+
+
+def test_a_right_text_that_the_model_did_not_end_is_wrong() -> None:
+    assert marking(Shaping())(["one two", "one two"], [[5, 5], []], [0, 0]) == [0.0, 0.0]
+
+
+def test_partial_credit_orders_wrong_answers_and_never_reaches_a_right_one() -> None:
+    marks = marking(Shaping({"places": 1.0}, 0.5), group=4)
+    rewards = marks(["one two", "one", "no", "one nine"], [[5, END]] * 4, [0] * 4)
+    assert rewards[0] > rewards[3] == rewards[1] > rewards[2]
+    assert rewards[0] - rewards[1] >= 0.5 * REWARD_SCALE
+    assert marks.record.proxy[0] != marks.record.truth[0]
+
+
+def test_own_successes_are_kept_up_to_a_limit_and_failures_are_not() -> None:
+    marks = marking(Shaping())
+    for _ in range(KEPT_SUCCESSES):
+        marks(["one two", "no", "no", "three four"], [[5, END], [6, END], [7, END], [8, END]], [0, 0, 1, 1])
+    assert len(marks.record.right) == KEPT_SUCCESSES
+    assert marks.record.right[-2:] == [([1, 0], [5, END]), ([1, 1], [8, END])]
+    assert marks.record.tokens == KEPT_SUCCESSES * 16
+
+
+def test_evidence_learns_from_references_which_feature_tells_right_from_wrong() -> None:
+    marks = marking(Shaping())
+    for _ in range(10):
+        marks(["one", "nine", "three nine", "no"], [[5, END]] * 4, [0, 0, 1, 1])
+    evidence = Evidence.from_json(marks.record.evidence)
+    assert evidence.referenced == evidence.groups == 20
+    assert evidence.success == 0.0
+    assert evidence.weights().get("places", 0.0) > 0
+    assert marks.record.rank_correlation is None
+
+
+def test_groups_whose_rewards_are_all_equal_are_counted_group_by_group() -> None:
+    marks = marking(Shaping())
+    marks(["no", "no", "three four", "no"], [[5, END]] * 4, [0, 0, 1, 1])
+    assert marks.record.flat == [0.5]
+    assert marks.record.mixed_groups == 1

@@ -1,0 +1,178 @@
+"""The job "segment" learns from a verifier alone, is a pure function of its spec, and carries runs on bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from coaching import TASK, desk, hashes, make_classroom, segment_spec
+from tiny import tiny_tokenizer
+from trl import GRPOTrainer
+
+from loops.work import reinforce
+from loops.work.exercises import plain, set_exercises
+from loops.work.reinforce import segment
+from loops.work.watch import Diverged
+from safety.yardstick.items import TaskError, TaskSpec
+from safety.yardstick.tasks import draw
+from state.records import Split
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_classroom(tmp_path_factory.mktemp("classroom"))
+
+
+@pytest.fixture(scope="module")
+def whole(classroom: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return segment(segment_spec(), desk(classroom, tmp_path_factory.mktemp("whole")))
+
+
+def test_it_reports_every_step_and_q_before_and_after(whole: Any) -> None:
+    values = whole.values
+    for trace in ("proxy", "truth", "shaping_trace", "entropy"):
+        assert len(values[trace]) == values["steps"] == 8
+    assert len(values["q_before"]) == len(values["q_after"]) == 24
+    assert values["groups"] == 24
+    assert 0 < values["mixed_groups"] <= 24
+    assert values["success"] == pytest.approx(sum(values["truth"]) / 8)
+    assert values["evidence"]["referenced"] == values["evidence"]["groups"] > 0
+    assert values["kl"] > 0
+    assert values["stopped"] is None
+    assert whole.items == 96
+    json.dumps(values, allow_nan=False)
+
+
+def test_the_same_spec_gives_the_same_bits_and_values(classroom: Path, whole: Any, tmp_path: Path) -> None:
+    again = segment(segment_spec(), desk(classroom, tmp_path))
+    assert again.values == whole.values
+    for output in ("model", "checkpoint"):
+        assert hashes(again.outputs[output]) == hashes(whole.outputs[output])
+
+
+def test_arms_with_the_same_seed_are_asked_the_same_and_differ_by_the_shaping(
+    classroom: Path, whole: Any, tmp_path: Path
+) -> None:
+    spec = segment_spec()
+    spec.params["shaping"].update(weights={}, strength=0.0)          # type: ignore[index]
+    control = segment(spec, desk(classroom, tmp_path))
+    assert control.values["truth"][0] == whole.values["truth"][0]
+    assert control.values["q_before"] == whole.values["q_before"]
+    assert control.values["proxy"] == control.values["truth"]
+    assert control.values["rank_correlation"] is None
+    assert hashes(control.outputs["model"]) != hashes(whole.outputs["model"])
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "lora", "rank": 4, "alpha": 8.0}])
+def test_a_later_segment_carries_moments_and_own_successes_on(
+    classroom: Path, tmp_path: Path, adapter: dict[str, Any]
+) -> None:
+    first = segment(segment_spec(0, 3, adapter=adapter), desk(classroom, tmp_path / "first"))
+    given = {"model": first.outputs["model"], "checkpoint": first.outputs["checkpoint"]}
+    second = segment(segment_spec(3, 3, adapter=adapter), desk(classroom, tmp_path / "second", **given))
+    assert second.values["q_before"] == pytest.approx(first.values["q_after"], abs=1e-5)
+    states = [json.loads((made.outputs["checkpoint"] / "state.json").read_text()) for made in (first, second)]
+    assert states[1]["step"] == 6
+    assert states[1]["right"][:len(states[0]["right"])] == states[0]["right"]
+
+
+def test_no_question_is_sealed_and_none_is_in_the_probe(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(["one"])
+    task = TaskSpec.from_json(TASK)
+    sealed = frozenset(item.id for item in draw(task, Split.SEARCH, 3000, 1))
+    made = set_exercises([task, TaskSpec.from_json(TASK | {"name": "again"})], sealed, tokenizer, 31, 3, 20, 4)
+    asked = {question.item.id for question in made.questions}
+    assert len(made.questions) == 31
+    assert len(made.probe) == 20
+    assert not asked & sealed
+    assert not asked & {item.id for item in made.probe}
+    with pytest.raises(TaskError, match="are needed"):
+        set_exercises([task], sealed, tokenizer, 10**6, 3, 20, 4)
+
+
+def test_replay_is_part_of_the_loss(classroom: Path, whole: Any, tmp_path: Path) -> None:
+    without = segment(segment_spec(replay=0.0), desk(classroom, tmp_path))
+    assert without.tokens < whole.tokens
+    assert hashes(without.outputs["model"]) != hashes(whole.outputs["model"])
+
+
+def test_it_runs_without_any_data_and_with_a_kl_term(classroom: Path, tmp_path: Path) -> None:
+    bare = desk(classroom, tmp_path)
+    for name in [name for name in bare.inputs if name.startswith("data:")]:
+        del bare.inputs[name]                                        # type: ignore[attr-defined]
+    assert segment(segment_spec(0, 2, beta=0.05), bare).values["steps"] == 2
+
+
+def test_a_gradient_that_is_no_number_ends_the_job(
+    classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = GRPOTrainer.compute_loss
+    monkeypatch.setattr(
+        GRPOTrainer, "compute_loss", lambda self, *rest, **more: honest(self, *rest, **more) * float("nan")
+    )
+    with pytest.raises(Diverged, match="at step 1"):
+        segment(segment_spec(), desk(classroom, tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["none", "lora"])
+def test_one_that_broke_off_ends_as_if_it_had_not_with_a_kl_term_too(
+    classroom: Path, tmp_path: Path, kind: str
+) -> None:
+    adapter = {"kind": kind, "rank": 4, "alpha": 8.0}
+    spec = segment_spec(0, 6, save_steps=2, beta=0.2, learning_rate=5e-3, adapter=adapter)
+    undisturbed = segment(spec, desk(classroom, tmp_path / "undisturbed"))
+    disturbed = desk(classroom, tmp_path / "disturbed")
+
+    def trip(done: float, note: str) -> None:
+        if note == "step 5":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        segment(spec, replace(disturbed, progress=trip))
+    again = segment(spec, disturbed)
+    assert again.values == undisturbed.values
+    for output in ("model", "checkpoint"):
+        assert hashes(again.outputs[output]) == hashes(undisturbed.outputs[output])
+
+
+def test_a_segment_that_was_stopped_stays_stopped_when_it_is_run_again(
+    classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reinforce, "reason_to_stop", lambda flat, *_: "enough" if len(flat) == 3 else None)
+    first = segment(segment_spec(), desk(classroom, tmp_path))
+    assert (first.values["steps"], first.values["stopped"]) == (3, "enough")
+    kept = hashes(first.outputs["model"])
+    monkeypatch.setattr(reinforce, "run_trainer", None)
+    again = segment(segment_spec(), desk(classroom, tmp_path))
+    assert again.values == first.values
+    assert hashes(again.outputs["model"]) == kept
+
+
+def test_out_of_memory_halves_the_batch_once_and_is_remembered(
+    classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = GRPOTrainer.compute_loss
+
+    def narrow(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        if len(inputs["prompt_ids"]) > 6:
+            raise torch.OutOfMemoryError("too much")
+        return honest(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", narrow)
+    values = segment(segment_spec(0, 2), desk(classroom, tmp_path)).values
+    assert values["learned"] == {"micro_batch": 6}
+    assert values["steps"] == 2
+
+
+def test_a_tokenizer_made_plain_adds_no_special_tokens_of_its_own() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer(["one", "two"])
+    end = tokenizer.eos_token_id
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", end)])
+    assert tokenizer(text=["one"])["input_ids"][0][0] == end
+    assert len(plain(tokenizer)(text=["one"])["input_ids"][0]) == 1

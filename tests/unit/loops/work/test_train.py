@@ -1,0 +1,121 @@
+"""The job "train" trains on the answers only, is a pure function of its spec, and carries runs on bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from coaching import desk, hashes, make_classroom, train_spec
+from safetensors.torch import load_file, save_file
+from trl import SFTTrainer
+
+from loops.work.train import Diverged, train
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_classroom(tmp_path_factory.mktemp("classroom"))
+
+
+@pytest.fixture(scope="module")
+def whole(classroom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    return train(train_spec(), desk(classroom, folder)), folder
+
+
+def test_it_lowers_the_loss_and_says_what_each_source_gave(whole: tuple[Any, Path]) -> None:
+    values = whole[0].values
+    assert values["loss_last"] < values["loss_first"]
+    assert values["steps"] == 12
+    assert values["stopped"] is None
+    assert values["sources"]["expert_maths"]["rows"] + values["sources"]["expert_language"]["rows"] == 96
+    assert values["tokens"] == whole[0].tokens == sum(source["tokens"] for source in values["sources"].values())
+    assert values["sources"]["expert_maths"]["loss_drop"] > 0
+
+
+def test_the_model_folder_is_the_source_with_other_weights(classroom: Path, whole: tuple[Any, Path]) -> None:
+    old, new = hashes(classroom / "model"), hashes(whole[0].outputs["model"])
+    assert set(old) == set(new)
+    assert {name for name in old if old[name] != new[name]} == {"model.safetensors"}
+
+
+def test_the_same_spec_gives_the_same_bits_and_values(classroom: Path, whole: tuple[Any, Path], tmp_path: Path) -> None:
+    again = train(train_spec(), desk(classroom, tmp_path))
+    assert again.values == whole[0].values
+    for output in ("model", "checkpoint"):
+        assert hashes(again.outputs[output]) == hashes(whole[0].outputs[output])
+
+
+@pytest.mark.parametrize("kind", ["none", "lora", "dora", "rslora"])
+def test_two_rungs_end_where_one_run_ends(classroom: Path, tmp_path: Path, kind: str) -> None:
+    adapter = {"adapter": {"kind": kind, "rank": 4, "alpha": 8.0}}
+    one = train(train_spec(0, 6, **adapter), desk(classroom, tmp_path / "one"))
+    first = train(train_spec(0, 3, **adapter), desk(classroom, tmp_path / "first"))
+    second = train(
+        train_spec(3, 6, **adapter),
+        desk(classroom, tmp_path / "second", checkpoint=first.outputs["checkpoint"], model=first.outputs["model"]),
+    )
+    assert hashes(second.outputs["checkpoint"]) == hashes(one.outputs["checkpoint"])
+    assert hashes(second.outputs["model"])["model.safetensors"] == hashes(one.outputs["model"])["model.safetensors"]
+
+
+def test_an_adapter_changes_linear_weights_only_and_merges_into_plain_names(classroom: Path, tmp_path: Path) -> None:
+    adapter = {"kind": "lora", "rank": 4, "alpha": 8.0}
+    made = train(train_spec(0, 4, adapter=adapter), desk(classroom, tmp_path))
+    old = load_file(classroom / "model" / "model.safetensors")
+    new = load_file(made.outputs["model"] / "model.safetensors")
+    assert set(old) == set(new)
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert all(name.endswith("_proj.weight") for name in changed)
+
+
+def test_a_checkpoint_of_another_kind_or_place_is_refused(
+    classroom: Path, whole: tuple[Any, Path], tmp_path: Path
+) -> None:
+    given = {"checkpoint": whole[0].outputs["checkpoint"]}
+    with pytest.raises(ValueError, match="step is 12, asked for is 5"):
+        train(train_spec(5, 14), desk(classroom, tmp_path / "a", **given))
+    with pytest.raises(ValueError, match="adapter"):
+        train(train_spec(12, 14, adapter={"kind": "lora", "rank": 4, "alpha": 8.0}),
+              desk(classroom, tmp_path / "b", **given))
+    with pytest.raises(ValueError, match="need a checkpoint"):
+        train(train_spec(5, 14), desk(classroom, tmp_path / "c"))
+
+
+def test_a_loss_that_is_no_number_ends_the_job_with_a_reason(classroom: Path, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="at step"):
+        train(train_spec(), _poisoned(classroom, tmp_path))
+
+
+def _poisoned(classroom: Path, folder: Path) -> Any:
+    """A desk whose model holds one weight that is no number."""
+    source = classroom / "model"
+    poisoned = folder / "poisoned"
+    poisoned.mkdir(parents=True)
+    for path in source.iterdir():
+        (poisoned / path.name).write_bytes(path.read_bytes())
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, poisoned / "model.safetensors", {"format": "pt"})
+    return desk(classroom, folder / "work", model=poisoned)
+
+
+def test_out_of_memory_halves_the_batch_once_and_is_remembered(
+    classroom: Path, tmp_path: Path, whole: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = SFTTrainer.compute_loss
+
+    def narrow(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        if len(inputs["input_ids"]) > 4:
+            raise torch.OutOfMemoryError("too much")
+        return honest(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", narrow)
+    values = train(train_spec(), desk(classroom, tmp_path)).values
+    assert values["learned"] == {"micro_batch": 4}
+    assert values["loss_last"] == pytest.approx(whole[0].values["loss_last"], rel=1e-3)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(train_spec(batch=16), desk(classroom, tmp_path / "wider"))

@@ -1,0 +1,105 @@
+"""Sealing: once, disjoint, without contents for the loops, and never with items that are trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safety.yardstick.items import Item, TaskSpec
+from safety.yardstick.sealed import load_guard, load_vault, overlapping, seal_tasks
+from safety.yardstick.tasks import draw, sealed_ids
+from state.jobs import Desk, JobSpec, Produced
+from state.records import Split
+
+
+def tasks_of(folder: Path) -> list[TaskSpec]:
+    path = folder / "pool.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"what is {i} + 1", "answer": str(i + 1)}) + "\n" for i in range(80)))
+    pool = {"kind": "jsonl", "path": str(path)}
+    return [
+        TaskSpec("sums", "target", pool, vault_items=20),
+        TaskSpec("old", "guard", pool, guard_items=15),
+        TaskSpec("naming", "guard", {"kind": "bilingual", "family": "naming2"}, guard_items=12),
+    ]
+
+
+def sealed(folder: Path, inputs: dict[str, Path] | None = None, seed: int = 1) -> tuple[Produced, list[TaskSpec]]:
+    folder.mkdir(exist_ok=True)
+    tasks = tasks_of(folder)
+    spec = JobSpec("seal", dict.fromkeys(inputs or {}, "x"), {"tasks": [task.to_json() for task in tasks]}, seed)
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return seal_tasks(spec, Desk(scratch, inputs or {})), tasks
+
+
+def test_sealed_splits_have_the_asked_sizes_and_share_nothing_even_from_one_pool(tmp_path: Path) -> None:
+    produced, tasks = sealed(tmp_path)
+    vault = load_vault(produced.outputs["vault"], tasks[0])
+    guards = [load_guard(produced.outputs["guard"], task) for task in tasks[1:]]
+    assert [len(vault), *map(len, guards)] == [20, 15, 12]
+    assert len({item.id for items in (vault, *guards) for item in items}) == 47
+    assert produced.values["vault"]["sums"]["items"] == 20 and len(produced.values["guard"]["naming"]["digest"]) == 64
+
+
+def test_the_seal_keeps_every_sealed_item_out_of_search_and_holds_no_contents(tmp_path: Path) -> None:
+    produced, tasks = sealed(tmp_path)
+    ids = sealed_ids(produced.outputs["seal"])
+    assert len(ids) == 47
+    assert all("what is" not in path.read_text() for path in produced.outputs["seal"].iterdir())
+    for task in tasks:
+        assert not ids & {item.id for item in draw(task, Split.SEARCH, 40, 1, ids)}
+
+
+def test_sealing_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, _ = sealed(tmp_path)
+    before = {path: path.read_bytes() for out in first.outputs.values() for path in out.iterdir()}
+    sealed(tmp_path)
+    assert before == {path: path.read_bytes() for out in first.outputs.values() for path in out.iterdir()}
+
+
+def test_a_task_without_sealed_items_is_named(tmp_path: Path) -> None:
+    produced, tasks = sealed(tmp_path)
+    with pytest.raises(ValueError, match="the vault holds no items of task old"):
+        load_vault(produced.outputs["vault"], tasks[1])
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_training_data_that_holds_vault_items_is_refused_with_file_and_number(tmp_path: Path, as_folder: bool) -> None:
+    produced, tasks = sealed(tmp_path)
+    leaked = load_vault(produced.outputs["vault"], tasks[0])[:3]
+    data = tmp_path / "data" / "train.jsonl"
+    data.parent.mkdir()
+    data.write_text("".join(json.dumps({"prompt": item.prompt.upper(), "answer": "?"}) + "\n" for item in leaked))
+    with pytest.raises(ValueError, match=r"data source 'web' \(train\.jsonl\): 3 of 20 vault items of task sums"):
+        sealed(tmp_path, {"data:web": data.parent if as_folder else data})
+
+
+def test_clean_training_data_passes(tmp_path: Path) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"prompt": "what is 900 + 1", "answer": "901"}\n{"text": "nothing of the kind"}\n')
+    assert sealed(tmp_path, {"data:web": data})[0].values["vault"]["sums"]["items"] == 20
+
+
+def test_malformed_training_data_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"text": "a"}\nnot json\n')
+    with pytest.raises(ValueError, match=r"train\.jsonl, line 2: not JSON"):
+        sealed(tmp_path, {"data:web": data})
+
+
+def test_thirteen_words_in_a_row_betray_an_item_but_a_template_does_not() -> None:
+    frame = "please read the following short story about a merchant with care and then tell me how many apples"
+    names = ["anna", "bert", "carl", "dora", "emil", "fred", "gina", "hans", "ines", "jonas"]
+    items = [Item.of(f"{frame} {name} sold to each of the {n} towns on the long old road by the sea", str(n))
+             for n, name in enumerate(names)]
+    copied = f"a blog: bert sold to each of the 1 towns on the long old road by the sea, {'and so on ' * 3}"
+    assert overlapping(items, [[copied.replace(',', ' ')]]) == [items[1].id]
+    assert overlapping(items, [[f"{frame} the queen has"]]) == []
+
+
+def test_a_short_item_is_found_inside_a_longer_row() -> None:
+    items = [Item.of("donu la sumon de 7 kaj 9 nun", "16 dek ses")]
+    assert overlapping(items, [["once more donu la sumon de 7 kaj 9 nun 16 dek ses and more"]]) == [items[0].id]
+    assert overlapping(items, [["donu la sumon de 7 kaj 8 nun 15 dek kvin"]]) == []
