@@ -29,7 +29,7 @@ from safety.bounds import DEFAULT_TOML
 from state.errors import UserError
 from state.records import Event, Row
 
-DEMO_CYCLES = 100
+DEMO_CYCLES = 90
 MODELS = ("base", "expert-maths", "expert-language")
 
 CONFIG_TOML = """\
@@ -37,7 +37,7 @@ CONFIG_TOML = """\
 seed = {seed}
 
 [models]
-start = "models/expert-language"
+start = "models/expert-maths"
 base = "models/base"
 parents = ["models/expert-maths", "models/expert-language"]
 
@@ -71,26 +71,27 @@ source = {{ kind = "bilingual", family = "copying2" }}
 
 [service]
 workers = 1
+threads = 1
 device = "cpu"
 
 [architecture]
 coarse_proposals = 24
-patience = 30
-merges_between = 10
-inner_trials = 5
+patience = 20
+merges_between = 6
+inner_trials = 6
 fitness_items = 192
 fresh_items = 1024
 
 [pipeline]
 rungs = 2
-segment_steps = 25
+segment_steps = 16
 fresh_items = 1024
 
 [pipeline.sft]
 stage = "sft"
 learning_rate = 1e-3
 batch = 64
-steps = 150
+steps = 300
 schedule = "linear"
 
 [pipeline.grpo]
@@ -98,7 +99,7 @@ stage = "grpo"
 learning_rate = 2e-4
 batch = 8
 group = 8
-steps = 75
+steps = 160
 replay = 1.0
 """
 

@@ -265,7 +265,8 @@ def ancestry(reading: Reading, digest: str) -> list[tuple[str, str, list[str]]]:
         label = "as it was given"
         if row is not None:
             change = row.change
-            parents = list(dict.fromkeys([*change.get("parents", []), *filter(None, [change.get("base"), row.base])]))
+            made_of = [*change["parents"], change.get("base")] if "parents" in change else [row.base]
+            parents = list(dict.fromkeys(filter(None, made_of)))
             parents = [parent for parent in parents if parent != model]
             label = f"row {row.id}: {change_in_words(change)}"
         edges.append((model, label, parents))
