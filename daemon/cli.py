@@ -40,13 +40,13 @@ def example(text: str) -> str:
 @app.command(epilog=example("kaizend demo --dir demo --cycles 80"))
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Where to make it; run again to continue.")] = Path("demo"),
-    cycles: Annotated[int, typer.Option(min=1, help="Outermost cycles in all.")] = 0,
+    cycles: Annotated[int | None, typer.Option(min=1, help="Outermost cycles in all.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of models, tasks and search.")] = 0,
 ) -> None:
     """The whole thing in miniature, from nothing: train small models, run all three loops, judge, release."""
     from daemon.demo import run_demo
 
-    raise typer.Exit(run_demo(folder, cycles or None, seed))
+    raise typer.Exit(run_demo(folder, cycles, seed))
 
 
 @app.command(epilog=example("kaizend init /etc/kaizend"))

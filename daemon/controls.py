@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from rich.box import SIMPLE
 from rich.table import Table as Grid
 
 from daemon.wiring import Works
@@ -38,9 +39,10 @@ class Table:
         return next((row.id for row in reversed(self.releases) if row.verdict == Verdict.PROMOTED), None)
 
     def rendered(self) -> Grid:
-        grid = Grid(title="accuracy in percent, with 95 % intervals", caption="\n".join(self._captions()),
-                    caption_justify="left", title_justify="left")
-        grid.add_column("model")
+        """The scores: one row a model, one column a task and split."""
+        title = "accuracy in percent, with half the width of a 95 % interval"
+        grid = Grid(title=title, title_justify="left", box=SIMPLE)
+        grid.add_column("model", no_wrap=True)
         for column in self.columns:
             grid.add_column(column, justify="right")
         for name, found in self.scores.items():
@@ -48,21 +50,22 @@ class Table:
             grid.add_row(name, *cells, style="bold" if name == "stable" else "")
         return grid
 
-    def _captions(self) -> Iterator[str]:
+    def remarks(self) -> Iterator[str]:
+        """The gate's answers, and which controls could not be made."""
         for row in self.releases:
-            yield f"row {row.id}: {row.verdict}, {row.reason}"
+            yield f"nomination {row.evidence['k']} (row {row.id}): {row.verdict}, {row.reason}"
         yield from self.notes
 
 
 def _cell(score: JsonObject) -> str:
-    return f"{100 * score['mean']:.1f} ({100 * score['low']:.1f}-{100 * score['high']:.1f})"
+    return f"{100 * score['mean']:.1f} ±{50 * (score['high'] - score['low']):.1f}"
 
 
 def table_of(works: Works) -> Table:
     """Make the controls and score everything. A control that cannot be made is left out and says so."""
     models, notes = _models(works), []
     for name, make in (
-        ("random search", _random_search), ("training without merge", _without_merge),
+        ("random search", _random_search), ("same training, no merge", _without_merge),
         ("replay, no reinforcement", _replay_alone),
     ):
         try:
@@ -202,8 +205,8 @@ def _scores(works: Works, models: Mapping[str, str]) -> tuple[dict[str, dict[str
             JobSpec("report", inputs | sealed, params, works.settings.seed, works.house.code)
         ).values
         for name, digest in models.items():
-            fresh[name] |= {f"{task}, {split}": found for task, found in values[digest].items()}
-        columns += tuple(f"{task.name}, {split}" for task in tasks)
+            fresh[name] |= {f"{task} {split}": found for task, found in values[digest].items()}
+        columns += tuple(f"{task.name} {split}" for task in tasks)
     return fresh, columns
 
 
@@ -218,7 +221,7 @@ def _search_scores(
     seed = works.settings.seed + 1_000_003                       # items that no cycle drew on purpose
     values = works.runner.run(JobSpec("score", inputs, params, seed, works.house.code)).values
     scores = {
-        name: {f"{task}, fresh": dict(found) for task, found in values[digest].items()}
+        name: {f"{task} fresh": dict(found) for task, found in values[digest].items()}
         for name, digest in models.items()
     }
-    return scores, tuple(f"{task.name}, fresh" for task in begun.targets)
+    return scores, tuple(f"{task.name} fresh" for task in begun.targets)

@@ -122,10 +122,12 @@ def run_demo(folder: Path, cycles: int | None, seed: int) -> int:
                 return 0
             table = table_of(works)
     console.print(table.rendered())
+    for remark in table.remarks():
+        console.print(remark, soft_wrap=True)
     console.print(
-        f"{time.monotonic() - began:.0f} seconds this time. Next:\n"
+        f"\n{time.monotonic() - began:.0f} seconds this time. Next:\n"
         f"  kaizend log -c {shown(folder)} -n 30       what was tried and why it was kept or not\n"
-        f"  kaizend show -c {shown(folder)} {table.release or 1}          the evidence behind the last release\n"
+        f"  kaizend show -c {shown(folder)} {table.release or 1}            the evidence behind the last release\n"
         f"  kaizend lineage -c {shown(folder)}         where the stable model comes from\n"
         f"  kaizend verify -c {shown(folder)}          chain, bytes and every decision, recomputed\n"
         f"  kaizend rollback -c {shown(folder)} --reason \"trying it\""
