@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from daemon.genesis import model_folders, resolved_tasks
+from daemon.genesis import model_folders
 from daemon.places import find_config, read_places
 from daemon.reports import out
 from daemon.settings import Settings, load_settings
@@ -17,7 +17,8 @@ from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import fewest_guard_items, level, smallest_gain
 from safety.preflight import licence_of, preflight
-from safety.yardstick.items import TaskSpec
+from safety.yardstick.items import TaskError, TaskSpec
+from safety.yardstick.tasks import read_jsonl
 from state.code import PACKAGES
 
 Finding = tuple[str, bool, str]          # what was looked at, whether it is as it must be, in words
@@ -28,10 +29,11 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
     places = read_places(find_config(config))
     settings, bounds = load_settings(places.config), load_bounds(places.bounds)
     root = places.config.parent
-    tasks = resolved_tasks(settings, root)
+    tasks = settings.task_specs()
     found: list[Finding] = [
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
-        *_packages(), *_models(settings, root, bounds), *_data(settings, root), *_tasks(tasks, bounds),
+        *_packages(), *_models(settings, root, bounds), *_data(settings, root), *_sources(tasks, root),
+        *_tasks(tasks, bounds),
         *_host(settings, places.state, bounds),
     ]
     fine = all(well for _, well, _ in found)
@@ -73,6 +75,17 @@ def _data(settings: Settings, root: Path) -> Iterator[Finding]:
             yield "data", False, f"data.{name}: {file} is empty"
         else:
             yield "data", True, f"{name}: {file} (overlap with sealed items is checked when they are drawn)"
+
+
+def _sources(tasks: tuple[TaskSpec, ...], root: Path) -> Iterator[Finding]:
+    """The files that tasks read their items from."""
+    for task in tasks:
+        if task.source["kind"] == "jsonl":
+            try:
+                items = read_jsonl(root / task.source["path"])
+                yield "task", True, f"{task.name}: {len(items)} items in {root / task.source['path']}"
+            except TaskError as error:
+                yield "task", False, f"{task.name}: {error}"
 
 
 def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:

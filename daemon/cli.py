@@ -25,6 +25,7 @@ app.add_typer(bounds_app, name="bounds")
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="kaizend.toml, or the folder it is in.", show_default=False)
 ]
+MOST_ID = 10**12
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object (a line each for lists) on stdout.")]
 
 
@@ -105,7 +106,7 @@ def log(
 
 @app.command(epilog=example("kaizend show 42"))
 def show(
-    row: Annotated[int, typer.Argument(metavar="ID", help="A row or a cycle.")],
+    row: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST_ID, help="A row or a cycle.")],
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -167,7 +168,9 @@ def drain(config: Config = None) -> None:
 @app.command(epilog=example('kaizend rollback --reason "answers got longer"'))
 def rollback(
     reason: Annotated[str, typer.Option("--reason", help="Why, in words; it goes into the ledger.")],
-    to: Annotated[int | None, typer.Option("--to", metavar="ID", help="Row of the release to go back to.")] = None,
+    to: Annotated[
+        int | None, typer.Option("--to", metavar="ID", min=0, max=MOST_ID, help="Row of the release to go back to.")
+    ] = None,
     working: Annotated[bool, typer.Option("--working", help="Move working back as well.")] = False,
     config: Config = None,
     as_json: AsJson = False,
@@ -178,9 +181,9 @@ def rollback(
     roll_back(config, reason, to, working, as_json)
 
 
-@bounds_app.command("show")
+@bounds_app.command("show", epilog=example("kaizend bounds show"))
 def bounds_show(config: Config = None, as_json: AsJson = False) -> None:
-    """The bounds in force and, where something is known, how far from them things are."""
+    """Every bound of bounds.toml, and what it does when it is met."""
     from daemon.operate import show_bounds
 
     show_bounds(config, as_json)
@@ -233,28 +236,33 @@ def score(
 
 @app.command(epilog=example("kaizend export stable ./my-model"))
 def export(
-    what: Annotated[str, typer.Argument(metavar="[ID]", help="A row, a digest or a channel.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="[ID] DIR", help="A row, a digest or a channel (stable); a new folder.")
+    ],
     config: Config = None,
 ) -> None:
     """A model folder with a card: lineage, evidence and licences."""
     from daemon.operate import export_model
 
-    say(export_model(config, what, folder))
+    if len(words) > 2:
+        raise typer.BadParameter("give a model and a folder, or only a folder")
+    say(export_model(config, words[0] if words[1:] else "stable", Path(words[-1])))
 
 
 @app.command(epilog=example("kaizend gc --apply"))
 def gc(
     apply: Annotated[bool, typer.Option("--apply", help="Really delete.")] = False, config: Config = None
 ) -> None:
-    """What nothing needs any more: rejected models, checkpoints, scratch. A dry run unless told."""
+    """What nothing needs any more: rejected models and checkpoints. A dry run unless told."""
     from daemon.keeping import collect_garbage
 
     collect_garbage(config, apply)
 
 
 @app.command(epilog=example("kaizend backup kaizend-backup.tar"))
-def backup(file: Path, config: Config = None) -> None:
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")], config: Config = None
+) -> None:
     """Ledger, artefacts, configuration and bounds in one file; also while the daemon runs."""
     from daemon.keeping import write_backup
 
@@ -262,7 +270,9 @@ def backup(file: Path, config: Config = None) -> None:
 
 
 @app.command(epilog=example("kaizend restore kaizend-backup.tar"))
-def restore(file: Path, config: Config = None) -> None:
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `kaizend backup` wrote.")], config: Config = None
+) -> None:
     """Put a backup into an empty state folder and verify it."""
     from daemon.keeping import restore_backup
 

@@ -44,7 +44,7 @@ class Table:
         grid = Grid(title=title, title_justify="left", box=SIMPLE)
         grid.add_column("model", no_wrap=True)
         for column in self.columns:
-            grid.add_column(column, justify="right")
+            grid.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
         for name, found in self.scores.items():
             cells = [_cell(found[column]) if column in found else "" for column in self.columns]
             grid.add_row(name, *cells, style="bold" if name == "stable" else "")
@@ -58,15 +58,15 @@ class Table:
 
 
 def _cell(score: JsonObject) -> str:
-    return f"{100 * score['mean']:.1f} ±{50 * (score['high'] - score['low']):.1f}"
+    return f"{100 * score['mean']:.1f}±{50 * (score['high'] - score['low']):.1f}"
 
 
 def table_of(works: Works) -> Table:
     """Make the controls and score everything. A control that cannot be made is left out and says so."""
     models, notes = _models(works), []
     for name, make in (
-        ("random search", _random_search), ("same training, no merge", _without_merge),
-        ("replay, no reinforcement", _replay_alone),
+        ("random search", _random_search), ("training, no merge", _without_merge),
+        ("replay only", _replay_alone),
     ):
         try:
             made = make(works)

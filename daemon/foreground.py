@@ -39,5 +39,5 @@ def log_row(log: Log, row: Row) -> None:
         return
     log.info(
         row.event, row=row.id, loop=row.loop, cycle=row.cycle, parent=row.parent, verdict=row.verdict,
-        reason=row.reason,
+        reason=row.reason, hash=row.hash,
     )

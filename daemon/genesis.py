@@ -13,9 +13,9 @@ from daemon.settings import Settings
 from safety.bounds import Bounds
 from safety.preflight import preflight
 from safety.yardstick.items import TaskSpec
-from safety.yardstick.tasks import pinned
+from safety.yardstick.tasks import pinned, read_jsonl
 from state.errors import ConfigurationError, UserError
-from state.jobs import JobFailed, JobSpec, Runner
+from state.jobs import JobFailed, JobResult, JobSpec, Runner
 from state.ledger import Ledger
 from state.records import Actor, Channel, Entry, Event, JsonObject
 from state.registry import Registry
@@ -76,14 +76,10 @@ def begin(
                 "put them back, or begin a new state folder with service.state"
             )
         return beginnings
-    folders = model_folders(settings, root)
-    problems = preflight(list(folders.values()), bounds)
-    if problems:
-        more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
-        raise UserError(f"{problems[0]}{more}")
-    data = {name: registry.add_copy(_existing(root / path, name), "data") for name, path in settings.data.items()}
+    refuse_unusable(settings, root, bounds)
+    models = _models(model_folders(settings, root), registry, runner, bounds, code)
+    data = {name: registry.add_copy(root / path, "data") for name, path in settings.data.items()}
     sealed = _seal(tasks, data, runner, code, settings.seed)
-    models = {name: registry.add_copy(folder, "model") for name, folder in folders.items()}
     beginnings = Beginnings(
         models["models.start"], models["models.base"],
         tuple(models[f"models.parents[{i}]"] for i in range(len(settings.models.parents))),
@@ -99,6 +95,20 @@ def begin(
     return beginnings
 
 
+def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
+    """Raise UserError for models, data and tasks that cannot be used, as far as that shows without a worker."""
+    problems = preflight(list(model_folders(settings, root).values()), bounds)
+    if problems:
+        more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
+        raise UserError(f"{problems[0]}{more}")
+    for name, path in settings.data.items():
+        if not (root / path).is_file():
+            raise UserError(f"data.{name}: {root / path} is not a file")
+    for task in resolved_tasks(settings, root):
+        if task.source["kind"] == "jsonl":
+            read_jsonl(Path(task.source["path"]))
+
+
 def resolved_tasks(settings: Settings, root: Path) -> tuple[TaskSpec, ...]:
     """The tasks with the paths of their files absolute and their contents pinned by digest."""
     resolved = []
@@ -110,10 +120,19 @@ def resolved_tasks(settings: Settings, root: Path) -> tuple[TaskSpec, ...]:
     return tuple(resolved)
 
 
-def _existing(path: Path, name: str) -> Path:
-    if not path.is_file():
-        raise UserError(f"data.{name}: {path} is not a file")
-    return path
+def _models(
+    folders: dict[str, Path], registry: Registry, runner: Runner, bounds: Bounds, code: str
+) -> dict[str, str]:
+    """Digests of the operator's models, once every weight was looked at. One that cannot be used is not kept."""
+    kept: dict[Path, str] = {}
+    for folder in dict.fromkeys(folders.values()):
+        digest = registry.add_copy(folder, "model")
+        refusal = bounds.accept(_run(runner, JobSpec("measure", {"result": digest}, {}, 0, code)).values["model"])
+        if refusal:
+            registry.remove(digest)
+            raise UserError(f"{folder}: {refusal}")
+        kept[folder] = digest
+    return {name: kept[folder] for name, folder in folders.items()}
 
 
 def _seal(tasks: tuple[TaskSpec, ...], data: dict[str, str], runner: Runner, code: str, seed: int) -> dict[str, str]:
@@ -121,7 +140,11 @@ def _seal(tasks: tuple[TaskSpec, ...], data: dict[str, str], runner: Runner, cod
         "seal", {f"data:{name}": digest for name, digest in data.items()},
         {"tasks": [task.to_json() for task in tasks]}, seed, code,
     )
+    return dict(_run(runner, spec).outputs)
+
+
+def _run(runner: Runner, spec: JobSpec) -> JobResult:
     try:
-        return dict(runner.run(spec).outputs)
+        return runner.run(spec)
     except JobFailed as failure:
         raise UserError(str(failure)) from failure

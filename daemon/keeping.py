@@ -6,12 +6,13 @@ a backup is one consistent state also while the daemon runs; a restore only ever
 
 from __future__ import annotations
 
-import io
 import shutil
 import sqlite3
 import sys
 import tarfile
 import tempfile
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.places import Places
@@ -108,7 +109,8 @@ def write_backup(config: Path | None, file: Path) -> None:
     except OSError as error:
         raise in_one_line("write the backup", file, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     sys.stdout.write(f"wrote {file}\n")
 
 
@@ -122,41 +124,47 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 def restore_backup(config: Path | None, file: Path) -> None:
-    """Fill an empty state folder from a backup, then verify it; on any problem the folder is left as it was."""
-    from daemon.audit import run_audit
-    from state.database import Database
-    from state.registry import Registry
+    """Fill an empty state folder from a backup that verifies; on any problem the folder is left as it was."""
+    from daemon.audit import audit
 
     places = places_of(config)
-    if places.database.exists():
-        raise UserError(f"{places.state} holds a ledger: a restore needs an empty state folder (move it away first)")
+    if places.state.exists() and (not places.state.is_dir() or any(places.state.iterdir())):
+        raise UserError(f"{places.state} is not empty: a restore needs an empty state folder (move it away first)")
     if not file.is_file():
         raise UserError(f"{file} is not a file")
-    places.state.parent.mkdir(parents=True, exist_ok=True)
     fresh = places.state.with_name(places.state.name + ".restoring")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
+        _unpack(file, fresh)
+        if audit(replace(places, state=fresh), as_json=False):
+            raise UserError(f"{file} does not verify (see above): nothing was restored")
+        if places.state.is_dir():
+            places.state.rmdir()
+        fresh.rename(places.state)
+    except OSError as error:
+        raise in_one_line("restore to", places.state, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    sys.stdout.write(f"restored {places.state} from {file}\n")
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """Put a backup's state into `folder`, its links included. Raises UserError for what is none."""
+    from state.database import Database
+    from state.registry import Registry
+
+    try:
+        folder.mkdir(mode=0o750, parents=True)
         with tarfile.open(file) as tar:
-            tar.extractall(fresh, filter="tar")
-    except (tarfile.TarError, OSError, io.UnsupportedOperation) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise UserError(f"{file}: not a backup of kaizend ({error})") from error
-    if not (fresh / DATABASE).is_file():
-        shutil.rmtree(fresh, ignore_errors=True)
+            tar.extractall(folder, filter="tar")
+    except tarfile.TarError as error:
+        raise UserError(f"{file}: not a backup of kaizend, or not all of one") from error
+    if not (folder / DATABASE).is_file():
         raise UserError(f"{file}: not a backup of kaizend (no {DATABASE} in it)")
-    shutil.rmtree(fresh / FILES, ignore_errors=True)
-    if places.state.is_dir():
-        if any(places.state.iterdir()):
-            shutil.rmtree(fresh)
-            raise UserError(f"{places.state} is not empty: move it away first")
-        places.state.rmdir()
-    fresh.rename(places.state)
-    database = Database(places.database)
+    shutil.rmtree(folder / FILES, ignore_errors=True)
+    database = Database(folder / DATABASE)
     try:
         database.migrate()
-        Registry(places.state, database).reconcile()
+        Registry(folder, database).reconcile()
     finally:
         database.close()
-    sys.stdout.write(f"restored {places.state} from {file}\n")
-    if run_audit(config, as_json=False):
-        raise UserError(f"the restored {places.state} does not verify: see above")

@@ -98,6 +98,11 @@ class Nursery:
             self._changed.wait_for(lambda: self.started is not None or self.ended, timeout_seconds)
             return self.started is not None and not self.ended
 
+    def wait_settled(self, timeout_seconds: float) -> bool:
+        """Whether it is known how its start went, well or not, after waiting at most so long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.started is not None or self.ended, timeout_seconds)
+
     def settle(self, timeout_seconds: float = 1.0) -> None:
         """Wait until it has ended, if it is going to: after a worker that never said hello."""
         with self._changed:
@@ -131,7 +136,7 @@ class Nursery:
                         env=environment_of_workers(threads, temporary.absolute()), start_new_session=True,
                     )
             self.pid = process.pid
-            while message := self._ours.recv(LONGEST_MESSAGE):
+            while message := self._next():
                 self._hear(json.loads(message))
         except OSError as error:
             if process is None:
@@ -156,7 +161,7 @@ class Nursery:
                     if attempt == CONNECT_ATTEMPTS - 1:
                         raise
                     time.sleep(CONNECT_PAUSE_SECONDS)
-            while message := self._ours.recv(LONGEST_MESSAGE):
+            while message := self._next():
                 self._hear(json.loads(message))
         except OSError as error:
             self.refusal = f"the worker unit at {unit} does not answer: {error.strerror or error}"
@@ -165,6 +170,14 @@ class Nursery:
                 self.ended = True
                 self._changed.notify_all()
             self._ours.close()
+
+    def _next(self) -> bytes:
+        """The next message, empty at the end. Where the nursery ended with a request of ours unread, the kernel tells
+        of that once, before what the nursery had said: its refusal, as a rule."""
+        try:
+            return self._ours.recv(LONGEST_MESSAGE)
+        except ConnectionResetError:
+            return self._ours.recv(LONGEST_MESSAGE)
 
     def _hear(self, message: dict[str, object]) -> None:
         with self._changed:

@@ -17,13 +17,14 @@ from typing import Any
 from daemon.control import NotRunning, ask
 from daemon.places import Places, find_config, read_places
 from daemon.words import change_in_words, differences, model_name, row_in_words, story
-from state.errors import UserError
+from state.errors import StateError, UserError
 from state.reading import Reading
-from state.records import Event, JsonObject, LoopName, Row, Verdict
+from state.records import Cycle, Event, JsonObject, LoopName, Row, Verdict
 
 SHOWN = tuple(str(event) for event in Event if event is not Event.OPENED)
 FOLLOW_SECONDS = 0.5
 STATUS_SECONDS = 2.0
+LONGEST_ID = 12                 # digits of a row's id; a longer number can only be a digest
 RUNNING, DEGRADED, PAUSED, NOT_RUNNING = 0, 1, 2, 3
 
 
@@ -44,8 +45,15 @@ def status_report(config: Path | None, as_json: bool) -> int:
         answer = {"state": "not running"}
     except UserError as error:
         answer = {"state": f"degraded: {error}"}
-    with Reading(places.database) as reading:
-        counts, channels, in_flight = reading.counts(), reading.channels(), reading.open_cycles()
+    counts: JsonObject = {"cycles": {}, "releases": {}, "rows": 0}
+    channels: JsonObject = {}
+    in_flight: list[Cycle] = []
+    try:
+        if places.database.is_file():                   # before the first start there is none
+            with Reading(places.database) as reading:
+                counts, channels, in_flight = reading.counts(), reading.channels(), reading.open_cycles()
+    except StateError as error:                         # exit 2 would say that it is paused
+        answer["state"] = f"degraded: {error}"
     body: JsonObject = {
         "state": answer["state"],
         "working": channels.get("working"),
@@ -59,7 +67,6 @@ def status_report(config: Path | None, as_json: bool) -> int:
         "releases": counts["releases"],
         "rows": counts["rows"],
         "budgets_left": answer.get("budgets_left", {}),
-        "version": answer.get("version"),
     }
     if as_json:
         out(body)
@@ -111,11 +118,11 @@ def log_report(
         _print_rows(rows, oneline, as_json)
         last = rows[-1].id if rows else reading.head()[0]
         while follow:
+            sys.stdout.flush()
             time.sleep(FOLLOW_SECONDS)
             rows = reading.rows(limit=1000, after=last, **{**wanted, "since": None})
             _print_rows(rows, oneline, as_json)
             last = rows[-1].id if rows else last
-            sys.stdout.flush()
 
 
 def _print_rows(rows: list[Row], oneline: bool, as_json: bool) -> None:
@@ -148,7 +155,7 @@ def moment(text: str, now: datetime) -> str:
             then = datetime.fromisoformat(text).astimezone(UTC)
         except (ValueError, OverflowError) as error:
             raise UserError(f"--since {text}: a time like 2026-01-31T08:00, or an age like 30m, 2h or 7d") from error
-    return then.isoformat(timespec="seconds").removesuffix("+00:00")
+    return then.isoformat(timespec="microseconds").removesuffix("+00:00")
 
 
 def show_report(config: Path | None, number: int, as_json: bool) -> None:
@@ -180,7 +187,7 @@ def diff_report(config: Path | None, a: str, b: str, as_json: bool) -> None:
     """Two rows by their change and evidence, or two models by their configuration and tensors."""
     places = places_of(config)
     with Reading(places.database) as reading:
-        if a.isdecimal() and b.isdecimal():
+        if all(name.isdecimal() and len(name) < LONGEST_ID for name in (a, b)):
             first, second = (_row_named(reading, name) for name in (a, b))
             left, right = ({"change": r.change, "evidence": r.evidence, "verdict": r.verdict, "base": r.base,
                             "result": r.result} for r in (first, second))
@@ -208,7 +215,7 @@ def digest_named(reading: Reading, name: str) -> str:
     channels = reading.channels()
     if name in channels:
         return str(channels[name]["digest"])
-    if name.isdecimal() and len(name) < 12:
+    if name.isdecimal() and len(name) < LONGEST_ID:
         row = _row_named(reading, name)
         if not row.result:
             raise UserError(f"no model came out of row {name}")
@@ -224,17 +231,23 @@ def artefact_path(places: Places, digest: str) -> Path:
 
 
 def _model_facts(places: Places, reading: Reading, name: str) -> JsonObject:
-    """Configuration, tensor shapes and file digests of a model: a folder, or what `digest_named` finds."""
-    from safety.headers import facts_of, read_json
+    """Configuration, facts, recipe and tensors of a model: a folder, or what `digest_named` finds."""
+    from daemon.tensors import tensor_digests
+    from safety.headers import HeaderError, facts_of, read_json
 
     folder = Path(name)
     if not folder.is_dir() or name in reading.channels():
         folder = artefact_path(places, digest_named(reading, name))
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: not a model folder")
-    facts: JsonObject = {"config": read_json(folder / "config.json"), "facts": facts_of(folder)}
     recipe = folder / "kaizend.json"
-    return facts | ({"recipe": read_json(recipe)} if recipe.is_file() else {})
+    try:
+        return {
+            "config": read_json(folder / "config.json"), "facts": facts_of(folder),
+            "recipe": read_json(recipe) if recipe.is_file() else {}, "tensors": tensor_digests(folder),
+        }
+    except HeaderError as error:
+        raise UserError(str(error)) from error
 
 
 def lineage_report(config: Path | None, name: str | None, dot: bool) -> None:

@@ -1,9 +1,9 @@
 """LocalRunner: runs jobs in worker processes of this host, and holds nothing that a restart would miss.
 
 A finished job answers from the job book. Any other is started (recorded first), watched, and ended in one of five
-ways: done, its outputs adopted by the registry; failed, in its own words; out of time; its worker dead too often; or
-parked, because the service is stopping. Its scratch folder stays only where it may be run again: after a park or a
-kill, so that it continues from what it saved. Never imports torch.
+ways: done, its outputs adopted by the registry; failed, in its own words; out of time; its worker dead too often
+without anything saved in between; or parked, because the service is stopping. Its scratch folder stays only where it
+may be run again: after a park or a kill, so that it continues from what it saved. Never imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from daemon.pool import Pool, Worker
-from daemon.scratch import discard, open_again, sweep
+from daemon.scratch import discard, open_again, sweep, went_on
 from daemon.wire import Closed
 from state.errors import StateError
 from state.failpoints import failpoint
@@ -84,6 +84,10 @@ class LocalRunner:
         """Whether workers can be forked, after waiting at most so long."""
         return self._pool.nursery().wait_started(timeout_seconds)
 
+    def wait_settled(self, timeout_seconds: float) -> bool:
+        """Whether it is known how the start of the nursery went, well or not, after waiting at most so long."""
+        return self._pool.nursery().wait_settled(timeout_seconds)
+
     def close(self) -> None:
         """End the nursery and every worker. A runner that is closed runs nothing more."""
         self._pool.close()
@@ -105,6 +109,8 @@ class LocalRunner:
             inputs = self._resolve(spec)
             scratch = self.folder / digest
             open_again(scratch)
+            if went_on(scratch):
+                self.jobbook.saved()
             try:
                 with self._place():
                     told, seconds = self._carry_out(spec, scratch, inputs, timeout_seconds)
@@ -212,9 +218,10 @@ class LocalRunner:
             "threads": self.threads,
         }
         allowed_seconds = math.inf if timeout_seconds is None else timeout_seconds
-        seconds, ending = 0.0, ""
-        for _ in range(MOST_ATTEMPTS):
+        seconds, ending, in_vain = 0.0, "", 0
+        while in_vain < MOST_ATTEMPTS:
             worker = self._worker(spec)
+            in_vain += 1
             if worker is None:
                 ending = "no worker could be started (worker.log says why)"
                 continue
@@ -233,11 +240,16 @@ class LocalRunner:
                 seconds += time.monotonic() - began
                 ending = how_it_ended(worker.nursery.ending(worker.pid))
                 worker.kill()
+                if went_on(scratch):                # it goes on from what it saved, so this attempt was not in vain
+                    in_vain = 0
+                    self.jobbook.saved()
             except BaseException:
                 worker.kill()
+                self.jobbook.lost(spec, self._cost(seconds + time.monotonic() - began))
                 raise
             finally:
                 self._note_pid(spec, None)
+        self.jobbook.lost(spec, self._cost(seconds))
         raise JobFailed(f"{spec.kind}: {ending}, in {MOST_ATTEMPTS} attempts")
 
     def _worker(self, spec: JobSpec) -> Worker | None:
@@ -306,11 +318,13 @@ class LocalRunner:
             name: self.registry.adopt(Path(path), artefact_kind(name)) for name, path in sorted(told["outputs"].items())
         }
         failpoint("runner.adopted")
-        gpu_seconds = seconds if self.device.startswith("cuda") else 0.0
-        result = JobResult(told["values"], outputs, Cost(seconds, gpu_seconds, told["items"], told["tokens"]))
+        result = JobResult(told["values"], outputs, self._cost(seconds, told["items"], told["tokens"]))
         self.jobbook.finished(spec, result)
         failpoint("runner.finished")
         return result
+
+    def _cost(self, seconds: float, items: int = 0, tokens: int = 0) -> Cost:
+        return Cost(seconds, seconds if self.device.startswith("cuda") else 0.0, items, tokens)
 
 
 def artefact_kind(output: str) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 DIGEST_LENGTH: Final = 64
+SEEN: Final = ".seen"
+"""Beside what a job saves: the last step that `went_on` has told of."""
 KEPT_DAYS: Final = 7.0
 """How long the folder of a job that nobody came back for is kept."""
 
@@ -19,6 +21,20 @@ def open_again(scratch: Path) -> None:
     for file in scratch.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(file.stat().st_mode | 0o200)
+
+
+def newest_save(scratch: Path) -> str:
+    """The name of the last step that the job saved, "" where there is none. Names rise with the steps."""
+    return max((save.name for save in scratch.glob("steps/*") if not save.suffix), default="")
+
+
+def went_on(scratch: Path) -> bool:
+    """Whether the job saved a step since this was last asked, by an earlier life also."""
+    newest, mark = newest_save(scratch), scratch / SEEN
+    if newest <= (mark.read_text() if mark.exists() else ""):
+        return False
+    mark.write_text(newest)
+    return True
 
 
 def discard(scratch: Path) -> None:

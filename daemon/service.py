@@ -19,7 +19,7 @@ from daemon.logs import Log
 from daemon.notify import Notifier
 from daemon.wiring import Works
 from loops.cycle import run_cycle
-from safety.release import nominate
+from safety.release import due, nominate
 from safety.rollback import rollback
 from state.jobs import Parked
 from state.records import Actor, Channel, JsonObject, Outcome, Row
@@ -57,15 +57,16 @@ class Service:
             finally:
                 self.notifier.stopping()
                 self.scheduler.shutdown(wait=False)
-                self.works.ledger.forget_attempts()
+            self.works.ledger.forget_attempts()             # an orderly end: what is open took nothing down
         self.log.info("stopped", cycles=self.works.ledger.root_count())
         return 0
 
     def _finished(self) -> bool:
         if self.flags.stop.is_set() or self.flags.drain.is_set():
             return True
-        ledger = self.works.ledger
-        return self.until is not None and ledger.root_count() >= self.until and not ledger.open_cycles()
+        if self.until is None or self.works.ledger.root_count() < self.until:
+            return False
+        return not self.works.ledger.open_cycles() and not due(self.works.desk)
 
     def _step(self) -> None:
         """One outermost cycle and, when working has moved, its nomination; or a moment of rest while paused."""
@@ -78,17 +79,20 @@ class Service:
             self.notifier.status(f"paused: {reason}")
             self.flags.stop.wait(self.works.settings.service.idle_seconds)
             return
-        nominate_now(self.works)
-        self._cycle()
-        nominate_now(self.works)
+        if not self.works.runner.wait_settled(TICK_SECONDS):
+            return                                          # a kill while the workers boot counts for no cycle
+        if not self.works.ledger.open_cycles():             # after a kill, too, none falls inside a cycle
+            nominate_now(self.works)
+        if not self._finished():
+            self._cycle()
+            nominate_now(self.works)
 
     def _cycle(self) -> Outcome:
         return run_next_cycle(self.works)
 
     def _reload(self) -> None:
         self.notifier.reloading()
-        for line in self.works.bounds.reload():
-            self.log.warning("reloaded", bounds=line)
+        self.log.warning("reloaded", bounds=self.works.bounds.reload())
         self.notifier.ready(self._state())
 
     def tick(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from daemon.bounds_in_force import BoundsInForce
 from daemon.flags import Flags
-from daemon.genesis import Beginnings, begin
+from daemon.genesis import Beginnings, begin, refuse_unusable
 from daemon.lock import Lock
 from daemon.places import Places
 from daemon.runner import LocalRunner
@@ -21,7 +21,8 @@ from loops.architecture.loop import ArchitectureLoop
 from loops.cycle import House
 from loops.loop import Loop
 from loops.pipeline.loop import PipelineLoop
-from loops.reward.loop import RewardLoop
+from loops.reward.loop import RewardLoop, frozen, rearm
+from safety.bounds import load_bounds
 from safety.breaker import Breaker, Signs
 from safety.release import ReleaseDesk, Seals
 from state.code import code_version
@@ -29,7 +30,7 @@ from state.database import Database
 from state.errors import UserError
 from state.jobbook import JobBook
 from state.ledger import Ledger
-from state.records import Actor, Cost, Entry, Event, JsonObject, Row
+from state.records import Actor, Cost, Entry, Event, JsonObject, LoopName, Row
 from state.registry import Registry
 
 GIB = 2**30
@@ -91,8 +92,14 @@ class Works:
         ))
 
     def resume(self) -> None:
-        """Go on after a pause; where the breaker made it, that is an operator's act and goes into the ledger."""
+        """Go on after a pause, and re-arm the reward loop where three alarms froze it.
+
+        What the breaker or the monitor stopped is resumed by an operator's act, and that goes into the ledger.
+        """
         self.flags.pause = None
+        reward = self.ledger.loop_state(LoopName.REWARD)
+        if reward and frozen(reward):
+            self.ledger.set_loop_state(LoopName.REWARD, rearm(reward), "the reward loop was re-armed")
         reason = self.trip()
         if reason:
             self.ledger.append(Entry(
@@ -115,6 +122,8 @@ def wire(
 
     Raises UserError (ConfigurationError where only a person can help); then nothing is left running.
     """
+    if not places.database.is_file():
+        refuse_unusable(settings, places.config.parent, load_bounds(places.bounds))
     with ExitStack() as closing:
         make_state_folder(places.state)
         closing.enter_context(Lock(places.state / "lock"))
@@ -140,7 +149,7 @@ def wire(
         house = House(ledger, runner, bounds, code, settings.seed)
         desk = ReleaseDesk(
             ledger, registry, runner, bounds, beginnings.tasks,
-            Seals(beginnings.vault, beginnings.guard, beginnings.seal), code, settings.seed, starts=jobbook.starts,
+            Seals(beginnings.vault, beginnings.guard, beginnings.seal), code, settings.seed,
         )
         return Works(
             settings, places, database, registry, ledger, jobbook, runner, bounds, beginnings, house, desk,

@@ -30,7 +30,9 @@ def row_in_words(row: Row, colour: bool = False) -> str:
 
 
 def change_in_words(change: JsonObject) -> str:
-    """What a change is, in a few words."""
+    """What a change is, in a few words. One that is no object any more was tampered with: `verify` says so."""
+    if not isinstance(change, dict):
+        return "unreadable"
     if "shaping" in change:
         shaping = change["shaping"] or {}
         weights = {name: value for name, value in (shaping.get("weights") or {}).items() if value}
@@ -61,7 +63,7 @@ def story(row: Row, rows: Sequence[Row], inside: Sequence[JsonObject]) -> str:
             lines += [f"  change.{key} = {value}" for key, value in flat(each.change)]
         lines += [f"  {key} = {value}" for key, value in flat(each.evidence)]
         lines += [f"  cost: {each.cost.get('seconds', 0):.1f} s, {each.cost.get('items', 0)} items, "
-                  f"{each.cost.get('tokens', 0)} tokens"] if each.cost else []
+                  f"{each.cost.get('tokens', 0)} tokens"] if isinstance(each.cost, dict) and each.cost else []
         lines.append(f"  hash {each.hash}")
     if inside:
         lines.append("\ncycles inside")
@@ -75,7 +77,7 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
+    elif prefix:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield prefix, text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
 

@@ -14,10 +14,8 @@ from loops.loop import Bench, Loop
 from safety.bounds import Bounds
 from safety.inspection import inspect_model
 from state.jobs import JobFailed, Runner
-from state.ledger import Ledger
+from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
 from state.records import Budget, Cycle, Outcome, Verdict, seed_from
-
-MOST_FRUITLESS_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,10 @@ from safety.bounds import Bounds, DriftBounds, Refusal
 from safety.history import Nominations, reference
 from safety.yardstick.items import TaskSpec
 from state.jobs import JobFailed, JobResult, JobSpec, Runner
-from state.ledger import Ledger
+from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
 from state.records import Channel, Cost, Entry, Event, JsonObject, Row, Verdict
 from state.registry import Registry
 
-MOST_STARTS = 12            # of one job, across restarts of the service
 DAYS_BETWEEN_NOISE_TESTS = 7
 PROBE_ITEMS = 64
 
@@ -38,7 +37,7 @@ class Seals:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseDesk:
-    """What a nomination works with. `bounds` is asked anew each time; `starts` tells how often a job was begun."""
+    """What a nomination works with. `bounds` is asked anew each time."""
 
     ledger: Ledger
     registry: Registry
@@ -50,7 +49,6 @@ class ReleaseDesk:
     seed: int
     batch: int = 64
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    starts: Callable[[str], int] = lambda digest: 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +70,21 @@ def nominate(desk: ReleaseDesk) -> Row | None:
         return None
     spent: list[Cost] = []
     try:
+        if desk.ledger.begin_attempt(row) > MOST_FRUITLESS_ATTEMPTS:
+            raise JobFailed(f"it took the daemon down {MOST_FRUITLESS_ATTEMPTS} times without getting any further")
         answer = _answer(desk, row, spent)
     except JobFailed as failure:
         answer = Answer(failure.verdict, str(failure), {})
-    return _close(desk, row, answer, sum(spent, Cost()))
+    with desk.ledger.deciding:                   # the operator may have rolled back while the gate was scoring
+        stale = _stale(desk, row) if answer.verdict is Verdict.PROMOTED else None
+        if stale:
+            answer = Answer(Verdict.REFUSED, stale, answer.evidence)
+        return _close(desk, row, answer, sum(spent, Cost()))
+
+
+def due(desk: ReleaseDesk) -> bool:
+    """Whether there is a nomination to finish or to ask for."""
+    return Nominations.of(desk.ledger).open is not None or hindrance(desk) is None
 
 
 def hindrance(desk: ReleaseDesk) -> str | None:
@@ -152,10 +161,7 @@ def _answer(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> Answer:
         return Answer(Verdict.REFUSED, f"verifiers pay for junk: {_first_of(result.values['canaries'])}", evidence)
     if decision != gate.Decision.RELEASE:
         return Answer(Verdict.REJECTED, _in_words(result.values), evidence)
-    stale = _stale(desk, row)                    # the operator may have rolled back while the gate was scoring
-    return Answer(Verdict.REFUSED, stale, evidence) if stale else Answer(
-        Verdict.PROMOTED, _in_words(result.values), evidence
-    )
+    return Answer(Verdict.PROMOTED, _in_words(result.values), evidence)
 
 
 def _stale(desk: ReleaseDesk, row: Row) -> str | None:
@@ -208,10 +214,7 @@ def _sealed(row: Row) -> dict[str, str]:
 
 
 def _run(desk: ReleaseDesk, spec: JobSpec, spent: list[Cost]) -> JobResult:
-    """One job. Raises JobFailed, also when it has been begun too often without ever ending."""
-    starts = desk.starts(spec.digest)
-    if starts >= MOST_STARTS:
-        raise JobFailed(f"its job {spec.kind} was begun {starts} times and never ended")
+    """One job. Raises JobFailed."""
     result = desk.runner.run(spec, timeout_seconds=desk.bounds().job_seconds)
     spent.append(result.cost)
     return result

@@ -28,6 +28,13 @@ def rollback(
     """
     if not reason.strip():
         raise RollbackError("a rollback needs a reason")
+    with ledger.deciding:
+        return _roll_back(ledger, registry, to, reason, actor, also_working)
+
+
+def _roll_back(
+    ledger: Ledger, registry: Registry, to: int | None, reason: str, actor: Actor, also_working: bool
+) -> Row:
     bad = ledger.channel(Channel.STABLE)
     if bad is None:
         raise RollbackError("there is no stable model yet")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import func, insert, select, update
 
@@ -20,6 +21,7 @@ from state.rows import as_text, count_one, stamp, utc_now
 from state.tables import job_starts, jobs
 
 FINISHED = "job"           # the counter of finished jobs
+SAVED = "saved"            # the counter of lives that left an unfinished job further than they found it
 
 
 class JobBook:
@@ -45,14 +47,21 @@ class JobBook:
             failpoint("jobbook.started.before")
         failpoint("jobbook.started.after")
 
+    def saved(self) -> None:
+        """Count that an unfinished job was found further than it was left: progress, though nothing is finished."""
+        with self.database.transaction() as connection:
+            count_one(connection, SAVED)
+
     def finished(self, spec: JobSpec, result: JobResult) -> None:
         """Keep the result. Raises ValueError or TypeError when its values are not JSON."""
-        digest, body, cost = spec.digest, as_text(result.to_json()), as_text(result.cost.to_json())
-        kept = {"result": body, "cost": cost, "finished_at": stamp(self.clock())}
+        digest, now = spec.digest, stamp(self.clock())
+        kept = {"result": as_text(result.to_json()), "cost": as_text(result.cost.to_json()), "finished_at": now}
         with self.database.transaction() as connection:
-            known = connection.execute(select(jobs.c.digest, jobs.c.result).where(jobs.c.digest == digest)).first()
+            known = connection.execute(select(jobs).where(jobs.c.digest == digest)).first()
             if known is not None and known.result is not None:
                 return
+            if known is not None:
+                kept["cost"] = as_text((_of_the_day(known, now) + result.cost).to_json())
             if known is None:
                 connection.execute(
                     insert(jobs).values(digest=digest, kind=spec.kind, spec=as_text(spec.to_json()), **kept)
@@ -63,6 +72,17 @@ class JobBook:
             failpoint("jobbook.finished.before")
         failpoint("jobbook.finished.after")
 
+    def lost(self, spec: JobSpec, cost: Cost) -> None:
+        """Record what an attempt cost that gave no result: it counts for its day like any other."""
+        now = stamp(self.clock())
+        with self.database.transaction() as connection:
+            known = connection.execute(select(jobs).where(jobs.c.digest == spec.digest)).first()
+            if known is not None and known.result is None:
+                total = as_text((_of_the_day(known, now) + cost).to_json())
+                connection.execute(
+                    update(jobs).where(jobs.c.digest == spec.digest).values(cost=total, finished_at=now)
+                )
+
     def starts(self, digest: str) -> int:
         """How often a process started the job."""
         with self.database.snapshot() as connection:
@@ -70,7 +90,7 @@ class JobBook:
             return connection.execute(query).scalar_one()
 
     def spent_since(self, moment: datetime) -> Cost:
-        """What the jobs that finished since then cost together."""
+        """What the jobs cost together that ended since then, with or without a result."""
         query = select(jobs.c.cost).where(jobs.c.finished_at >= stamp(moment))
         with self.database.snapshot() as connection:
             bodies = connection.execute(query).scalars().all()
@@ -85,3 +105,10 @@ class JobBook:
             if json.loads(result)["outputs"].get("model") == digest:
                 return JobSpec.from_json(json.loads(spec))
         return None
+
+
+def _of_the_day(known: Any, now: str) -> Cost:
+    """What the job's earlier attempts cost on the same day (UTC) as `now`."""
+    day = len("2026-01-01")
+    same = known.finished_at is not None and known.finished_at[:day] == now[:day]
+    return Cost.from_json(json.loads(known.cost)) if same else Cost()

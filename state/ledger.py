@@ -8,6 +8,7 @@ The chain is in `chain`, reading without SQLAlchemy in `reading`.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -18,8 +19,9 @@ from state import cycles, rows
 from state.database import Database
 from state.errors import StateError
 from state.failpoints import failpoint
-from state.jobbook import FINISHED
+from state.jobbook import FINISHED, SAVED
 from state.records import (
+    Actor,
     Budget,
     Candidate,
     Channel,
@@ -39,6 +41,7 @@ from state.tables import cycles as cycle_table
 
 PAGE = 1000                # rows read at a time
 RESERVED = ("moves", "latched")        # words in a row's evidence that only the ledger itself writes
+MOST_FRUITLESS_ATTEMPTS = 3            # of a cycle or a nomination, in a row
 
 
 class Ledger:
@@ -48,11 +51,15 @@ class Ledger:
         self, database: Database, registry: Registry, clock: Callable[[], datetime] = rows.utc_now,
         on_row: Callable[[Row], None] = lambda row: None,
     ) -> None:
-        """`on_row` is told each row after it was committed; what it does cannot change what is recorded."""
+        """`on_row` is told each row after it was committed; what it does cannot change what is recorded.
+
+        `deciding` is held by whoever looks at what is in force and then moves it, so that two such acts take turns.
+        """
         self.database = database
         self.registry = registry
         self.clock = clock
         self.on_row = on_row
+        self.deciding = threading.RLock()
 
     # ---------------------------------------------------------------- rows
 
@@ -154,21 +161,22 @@ class Ledger:
         assert opened is not None
         return opened
 
-    def begin_attempt(self, cycle: Cycle) -> int:
-        """Count an attempt. Returns how many in a row began without progress anywhere in between: 1 for the first.
+    def begin_attempt(self, what: Cycle | Row) -> int:
+        """Count an attempt at a cycle or at the nomination of a row. Returns how many in a row began without progress
+        anywhere in between: 1 for the first.
 
-        Progress is a job finished or a cycle opened or closed. Opening counts so that, where an inner cycle takes the
-        process down, the inner one reaches the limit first and not the cycles around it.
+        Progress is a job finished or found further saved, or a cycle opened or closed. Opening counts so that, where
+        an inner cycle takes the process down, the inner one reaches the limit first and not the cycles around it.
         """
-        subjects = (FINISHED, str(Event.OPENED), str(Event.CLOSED))
+        subjects = (FINISHED, SAVED, str(Event.OPENED), str(Event.CLOSED))
         with self.database.transaction() as connection:
             query = select(func.coalesce(func.sum(counters.c.count), 0)).where(counters.c.subject.in_(subjects))
             marker = connection.execute(query).scalar_one()
-            mine = attempts.c.cycle == cycle.id
+            mine = attempts.c.cycle == what.id
             last = connection.execute(select(attempts.c.marker, attempts.c.count).where(mine)).first()
             count = last[1] + 1 if last is not None and last[0] == marker else 1
             if last is None:
-                connection.execute(insert(attempts).values(cycle=cycle.id, marker=marker, count=count))
+                connection.execute(insert(attempts).values(cycle=what.id, marker=marker, count=count))
             else:
                 connection.execute(update(attempts).where(mine).values(marker=marker, count=count))
             failpoint("ledger.attempt.before")
@@ -188,6 +196,12 @@ class Ledger:
         """
         outcome, new_state = cycles.recordable(outcome, state)
         promotes = cycle.parent is None and outcome.verdict is Verdict.PROMOTED
+        if promotes and self.channel(Channel.WORKING) not in (None, cycle.candidate.incumbent):
+            promotes = False                                # the operator moved working back while this was tried
+            outcome = replace(
+                outcome, verdict=Verdict.REJECTED, result=None,
+                reason=f"working was moved while this was tried; what it found: {outcome.reason}",
+            )
         moves = {Channel.WORKING: outcome.result} if promotes and outcome.result else {}
         self._refuse_absent(moves)
         with self.database.transaction() as connection:
@@ -230,6 +244,18 @@ class Ledger:
             return None
         state: JsonObject = json.loads(found[1])
         return state
+
+    def set_loop_state(self, loop: LoopName, state: JsonObject, reason: str) -> Row:
+        """An operator's change of what a loop remembers: the row and the new state in one transaction."""
+        entry = Entry(
+            Event.OPERATOR, reason, loop=loop, change={"act": "set loop state"}, evidence={"state": digest_of(state)},
+            actor=Actor.OPERATOR,
+        )
+        with self.database.transaction() as connection:
+            row = self._add(connection, entry, {}, None)
+            cycles.keep_state(connection, row.id, loop, state)
+        self.on_row(row)
+        return row
 
     def channel(self, channel: Channel) -> str | None:
         """The digest that the channel points at."""

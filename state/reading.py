@@ -140,6 +140,7 @@ class Reading:
             subject, loop, verdict, count = found
             if subject == "job":
                 counts["jobs"] = count
+            if subject in ("job", "saved"):
                 continue
             counts["rows"] += count
             counts["events"][subject] = counts["events"].get(subject, 0) + count

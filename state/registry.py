@@ -255,6 +255,8 @@ class Registry:
                 self._enter(connection, intent.id, body)
             else:
                 self._settle(connection, intent.id)
+            failpoint("registry.finish.before")
+        failpoint("registry.finish.after")
         return f"{'kept' if whole else 'removed'} artefact {digest[:12]}, whose {intent.kind} was interrupted"
 
     def _open_intents(self) -> list[Any]:

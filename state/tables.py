@@ -67,9 +67,9 @@ cycles = Table(
     Index("cycles_open", "id", sqlite_where=text("outcome IS NULL")),
 )
 
-attempts = Table(          # how often a cycle was begun at the same point of progress
+attempts = Table(          # how often a cycle or a nomination (its row) was begun at the same point of progress
     "attempts", metadata,
-    Column("cycle", Integer, ForeignKey("cycles.id"), primary_key=True, autoincrement=False),
+    Column("cycle", Integer, ForeignKey("ledger.id"), primary_key=True, autoincrement=False),
     Column("marker", Integer, nullable=False),
     Column("count", Integer, nullable=False),
 )

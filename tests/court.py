@@ -106,7 +106,6 @@ class Court:
         return ReleaseDesk(
             self.ledger, self.registry, self.runner, lambda: self.bounds, self.tasks,
             Seals(genesis["vault"], genesis["guard"], genesis["seal"]), "code", 0, now=lambda: self.now,
-            starts=self.book.starts,
         )
 
 

@@ -31,7 +31,7 @@ language = "models/data/expert_language.jsonl"
 [[tasks]]
 name = "maths2"
 role = "target"
-vault_items = 600
+vault_items = 2000
 source = { kind = "bilingual", family = "maths2" }
 
 [[tasks]]
@@ -82,6 +82,9 @@ BOUNDS = """\
 dwell_seconds = 0.0
 cycles_between_nominations = 1
 releases_per_day = 1000
+
+[gate]
+alpha = 0.3
 
 [guards]
 margin = 0.2

@@ -68,6 +68,11 @@ def test_a_job_that_kills_its_worker_every_time_fails_in_words(tmp_path):
         assert house.book.starts(JobSpec("die", params={"times": 9}).digest) == 3
 
 
+def test_a_job_that_saves_something_between_its_deaths_is_never_given_up(tmp_path):
+    with House(tmp_path) as house:
+        assert house.runner.run(JobSpec("climb", params={"steps": 7})).values == {"saved": 7}
+
+
 def test_an_idle_worker_that_died_is_replaced_without_counting(tmp_path):
     with House(tmp_path) as house:
         house.runner.run(JobSpec("add", params={"numbers": [1]}))

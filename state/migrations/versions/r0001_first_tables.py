@@ -70,7 +70,7 @@ def create_cycles() -> None:
         sa.UniqueConstraint("parent", "ordinal", name="cycles_name"),
     )
     op.create_index("cycles_open", "cycles", ["id"], sqlite_where=sa.text("outcome IS NULL"))
-    op.create_table("attempts", row_id("cycle", "cycles.id", key=True), number("marker"), number("count"))
+    op.create_table("attempts", row_id("cycle", "ledger.id", key=True), number("marker"), number("count"))
 
 
 def create_jobs() -> None:

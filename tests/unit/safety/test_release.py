@@ -242,13 +242,45 @@ def test_a_nomination_whose_stable_model_moved_meanwhile_is_refused(tmp_path: Pa
     assert court.ledger.channel(Channel.STABLE) != row.result
 
 
-def test_a_job_that_never_ends_across_restarts_becomes_a_crashed_release(tmp_path: Path) -> None:
+class Fall(BaseException):
+    """The daemon goes down."""
+
+
+def test_a_nomination_that_takes_the_daemon_down_three_times_without_progress_is_a_crashed_release(
+    tmp_path: Path,
+) -> None:
+    def fall(spec: Any, desk: Any) -> Any:
+        raise Fall
+
     court = canned_court(tmp_path / "state")
     court.move_working(court.text_model("second"))
-    row = nominate(replace(court.desk, starts=lambda digest: 12))
+    court.runner.jobs = {**court.runner.jobs, "gate": fall}
+    for _ in range(4):                                # in the first the job before it is still finished: progress
+        with pytest.raises(Fall):
+            nominate(court.desk)
+    row = nominate(court.desk)
     assert row is not None
     assert row.verdict == Verdict.CRASHED
-    assert "12 times" in row.reason
+    assert "3 times" in row.reason
+
+
+def test_a_nomination_that_was_parked_in_an_orderly_way_is_never_given_up(tmp_path: Path) -> None:
+    court = canned_court(tmp_path / "state")
+    court.move_working(court.text_model("second"))
+    jobs = court.runner.jobs
+
+    def park(spec: Any, desk: Any) -> Any:
+        raise Parked
+
+    court.runner.jobs = {**jobs, "gate": park}
+    for _ in range(8):
+        with pytest.raises(Parked):
+            nominate(court.desk)
+        court.ledger.forget_attempts()                # as the service does when it stops
+    court.runner.jobs = jobs
+    row = nominate(court.desk)
+    assert row is not None
+    assert row.verdict == Verdict.PROMOTED
 
 
 def test_jobs_that_see_the_vault_are_of_kind_gate_only(tmp_path: Path) -> None:

@@ -54,6 +54,23 @@ def home(tmp_path: Path) -> Iterator[Home]:
     home.database.close()
 
 
+def test_a_cycle_does_not_move_working_when_an_operator_moved_it_meanwhile(home: Home) -> None:
+    home.ledger.append(Entry(Event.GENESIS, "began", result=home.old), move=dict.fromkeys(Channel, home.old))
+    cycle, elsewhere = home.open(), home.model("elsewhere")
+    home.ledger.append(Entry(Event.ROLLBACK, "back", result=elsewhere), move=(Channel.WORKING, elsewhere))
+    closed = home.ledger.close_cycle(cycle, Outcome(Verdict.PROMOTED, "better", home.new), {})
+    assert closed.verdict is Verdict.REJECTED
+    assert "working was moved" in closed.reason
+    assert home.ledger.channel(Channel.WORKING) == elsewhere
+
+
+def test_an_operator_changes_what_a_loop_remembers_and_the_row_says_so(home: Home) -> None:
+    row = home.ledger.set_loop_state(LoopName.REWARD, {"strikes": 0}, "re-armed")
+    assert home.ledger.loop_state(LoopName.REWARD) == {"strikes": 0}
+    assert (row.event, row.actor, row.loop) == ("operator", "operator", "reward")
+    assert row.evidence["state"] == digest_of({"strikes": 0})
+
+
 def test_a_row_carries_what_it_moved_and_latched(home: Home) -> None:
     home.ledger.append(Entry(Event.GENESIS, "began", result=home.old), move=dict.fromkeys(Channel, home.old))
     row = home.ledger.append(
@@ -168,8 +185,37 @@ def test_attempts_count_up_only_while_nothing_gets_any_further(home: Home) -> No
     home.jobs.finished(spec, JobResult({}, {}, Cost()))
     assert home.ledger.begin_attempt(root) == 1
     assert home.ledger.begin_attempt(root) == 2
+    home.jobs.saved()                                        # a training got to its next checkpoint
+    assert home.ledger.begin_attempt(root) == 1
+    assert home.ledger.begin_attempt(root) == 2
     home.ledger.forget_attempts()
     assert home.ledger.begin_attempt(root) == 1
+
+
+def test_attempts_are_counted_for_the_row_of_a_nomination_too(home: Home) -> None:
+    row = home.ledger.append(Entry(Event.NOMINATED, "asks"))
+    assert [home.ledger.begin_attempt(row) for _ in range(3)] == [1, 2, 3]
+
+
+def test_what_came_to_nothing_counts_for_its_day(home: Home) -> None:
+    spec, began = JobSpec("build"), datetime.now(UTC)
+    home.jobs.started(spec, 1)
+    home.jobs.lost(spec, Cost(seconds=5.0))
+    home.jobs.lost(spec, Cost(seconds=2.0, gpu_seconds=2.0))
+    assert home.jobs.spent_since(began) == Cost(seconds=7.0, gpu_seconds=2.0)
+    home.jobs.finished(spec, JobResult({}, {}, Cost(seconds=1.0)))
+    home.jobs.lost(spec, Cost(seconds=9.0))                   # it has a result: nothing was lost
+    assert home.jobs.spent_since(began) == Cost(seconds=8.0, gpu_seconds=2.0)
+    found = home.jobs.result(spec.digest)
+    assert found is not None and found.cost == Cost(seconds=1.0)
+
+
+def test_what_a_job_saved_is_progress_and_no_row(home: Home) -> None:
+    home.ledger.append(Entry(Event.OPERATOR, "x"))
+    home.jobs.saved()
+    with Reading(home.root / "kaizend.db") as reading:
+        assert reading.counts()["rows"] == 1
+        assert reading.problems() == []
 
 
 def test_the_innermost_cycle_is_the_first_to_have_had_too_many_attempts(home: Home) -> None:
