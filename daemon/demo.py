@@ -124,15 +124,22 @@ def run_demo(folder: Path, cycles: int | None, seed: int) -> int:
     console.print(table.rendered())
     for remark in table.remarks():
         console.print(remark, soft_wrap=True)
-    console.print(
-        f"\n{time.monotonic() - began:.0f} seconds this time. Next:\n"
-        f"  kaizend log -c {shown(folder)} -n 30       what was tried and why it was kept or not\n"
-        f"  kaizend show -c {shown(folder)} {table.release or 1}            the evidence behind the last release\n"
-        f"  kaizend lineage -c {shown(folder)}         where the stable model comes from\n"
-        f"  kaizend verify -c {shown(folder)}          chain, bytes and every decision, recomputed\n"
-        f"  kaizend rollback -c {shown(folder)} --reason \"trying it\""
-    )
+    console.print(f"\n{time.monotonic() - began:.0f} seconds this time. Next:")
+    for words, purpose in (
+        ("log -n 30", "what was tried and why it was kept or not"),
+        (f"show {table.release or 1}", "the evidence behind the last release"),
+        ("lineage", "where the stable model comes from"),
+        ("verify", "chain, bytes and every decision, recomputed"),
+        ('rollback --reason "trying it"', "the model that was stable before"),
+    ):
+        console.print(f"  {program()} {words} -c {shown(folder)}".ljust(56) + purpose, soft_wrap=True)
     return 0
+
+
+def program() -> str:
+    """The command as it was called, so that what is printed can be pasted."""
+    called = Path(sys.argv[0])
+    return str(shown(called.absolute())) if called.name == "kaizend" else "kaizend"
 
 
 def shown(folder: Path) -> Path:

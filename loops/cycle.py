@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 from loops.loop import Bench, Loop
 from safety.bounds import Bounds
@@ -30,32 +31,38 @@ class House:
 
 
 def run_cycle(
-    house: House, loop: Loop, parent: int | None, ordinal: int, base: str, incumbent: str, budget: Budget
+    house: House, loop: Loop, parent: int | None, ordinal: int, base: str, incumbent: str, budget: Budget,
+    around: tuple[int, ...] = (),
 ) -> Outcome:
-    """One attempted self-modification, from proposal to verdict."""
-    ledger = house.ledger
+    """One attempted self-modification, from proposal to verdict.
+
+    `around` holds the ordinals of the cycles around this one, outermost first. Seeds come from them and never from row
+    ids, which nominations and operators move.
+    """
+    ledger, place = house.ledger, (*around, ordinal)
     cycle = ledger.find_cycle(parent, ordinal)
     if cycle is None:
         state = ledger.loop_state(loop.name) or loop.start()
-        seed = seed_from(house.seed, loop.name, parent, ordinal)
+        seed = seed_from(house.seed, loop.name, *place)
         candidate = loop.propose(state, base, incumbent, seed)
         cycle = ledger.open_cycle(parent, ordinal, candidate, state, budget)   # committed before any effect
     if cycle.outcome is not None:
         return cycle.outcome
     refusal = house.bounds().admit(cycle.candidate)
-    outcome = refusal.outcome() if refusal else attempt(house, loop, cycle)
+    outcome = refusal.outcome() if refusal else attempt(house, loop, cycle, place)
     state = loop.learn(ledger.loop_state(loop.name) or cycle.state, cycle.candidate, outcome)
     return ledger.close_cycle(cycle, outcome, state)            # verdict, state and channel pointer: one transaction
 
 
-def attempt(house: House, loop: Loop, cycle: Cycle) -> Outcome:
+def attempt(house: House, loop: Loop, cycle: Cycle, place: tuple[int, ...]) -> Outcome:
     """Run, judge and inspect. The one broad except of the program: a failure is a verdict with a reason."""
     bench = Bench(
         cycle, house.runner, house.code,
         lambda inner, parent, ordinal, base, incumbent, budget: run_cycle(
-            house, inner, parent, ordinal, base, incumbent, budget
+            house, inner, parent, ordinal, base, incumbent, budget, place
         ),
-        job_seconds=house.bounds().job_seconds,
+        job_seconds=house.bounds().job_seconds, own_seed=seed_from(house.seed, "cycle", *place),
+        inside=lambda ordinal: opened_inside(house.ledger, cycle.id, ordinal),
     )
     try:
         if house.ledger.begin_attempt(cycle) > MOST_FRUITLESS_ATTEMPTS:
@@ -69,3 +76,14 @@ def attempt(house: House, loop: Loop, cycle: Cycle) -> Outcome:
     except Exception as error:                                            # noqa: BLE001  a failure is a verdict
         outcome = Outcome(Verdict.CRASHED, f"{type(error).__name__}: {error}")
     return outcome.with_cost(bench.spent)
+
+
+def opened_inside(ledger: Ledger, parent: int, ordinal: int) -> int:
+    """How many cycles were opened inside the one of that name, at any depth."""
+    cycle = ledger.find_cycle(parent, ordinal)
+    found = 0
+    for inner in count():
+        if cycle is None or ledger.find_cycle(cycle.id, inner) is None:
+            break
+        found += 1 + opened_inside(ledger, cycle.id, inner)
+    return found

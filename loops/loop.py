@@ -55,16 +55,23 @@ Descend = Callable[[Loop, int, int, str, str, Budget], Outcome]
 
 @dataclass(slots=True)
 class Bench:
-    """What one attempt at a cycle may use: jobs, child cycles, seeds and what is left of the budget."""
+    """What one attempt at a cycle may use: jobs, child cycles, seeds and what is left of the budget.
+
+    `own_seed` follows from where the cycle stands among the others; `inside` tells how many cycles were opened inside
+    the child of an ordinal: they count against this cycle's trials like the child itself.
+    """
 
     cycle: Cycle
     runner: Runner
     code: str
     descend_into: Descend
     job_seconds: float
+    own_seed: int = 0
+    inside: Callable[[int], int] = lambda ordinal: 0
     clock: Callable[[], float] = time.monotonic
     spent: Cost = field(default_factory=Cost)
     children: int = 0
+    trials: int = 0
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,7 +79,7 @@ class Bench:
 
     def seed(self, *parts: object) -> int:
         """A seed of this cycle's own; equal parts give equal seeds, also when the cycle is run again."""
-        return seed_from("cycle", self.cycle.id, *parts)
+        return seed_from("cycle", self.own_seed, *parts)
 
     @property
     def left(self) -> Budget:
@@ -81,7 +88,7 @@ class Bench:
         return Budget(
             max(0.0, budget.seconds - (self.clock() - self.started)),
             max(0, budget.tokens - self.spent.tokens),
-            max(0, budget.trials - self.children),
+            max(0, budget.trials - self.trials),
         )
 
     def spec(self, kind: str, inputs: Mapping[str, str], params: Mapping[str, Any], seed: int = 0) -> JobSpec:
@@ -102,12 +109,18 @@ class Bench:
         return results
 
     def descend(self, inner: Loop, base: str, incumbent: str, budget: Budget) -> Outcome:
-        """Run one cycle of the inner loop as a child of this one, on `budget` or what is left of it."""
+        """Run one cycle of the inner loop as a child of this one, on `budget` or what is left of it.
+
+        Raises JobFailed when no time is left: a child that could only time out would blame its candidate.
+        """
+        self._deadline()
         left = self.left
+        trials = max(0, min(budget.trials, left.trials - 1))          # the child itself is one
         outcome = self.descend_into(
             inner, self.cycle.id, self.children, base, incumbent,
-            left.capped(seconds=budget.seconds, tokens=budget.tokens, trials=budget.trials),
+            left.capped(seconds=budget.seconds, tokens=budget.tokens, trials=trials),
         )
+        self.trials += 1 + self.inside(self.children)
         self.children += 1
         self.spent = self.spent + outcome.cost
         return outcome

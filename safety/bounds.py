@@ -138,7 +138,8 @@ class RateBounds:
     cycles_between_nominations: int = limit(
         1, "outermost cycles that must close between two nominations", HOLDS_RELEASE, Looser.DOWN, low=0, high=10**6)
     dwell_seconds: float = limit(
-        60.0, "time between two nominations", HOLDS_RELEASE, Looser.DOWN, low=0.0, high=1e9, unit="s")
+        60.0, "time from the answer to a nomination until the next", HOLDS_RELEASE, Looser.DOWN, low=0.0, high=1e9,
+        unit="s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ ROUNDS = 10                # of the power iteration (ALGORITHMS 10)
 FLOOR = 0.01               # root mean square below which a tensor counts as this large: zero tensors have no scale
 EMBEDDING = re.compile(r"(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 PROBE_ROWS = 8
-GENERATED = 32             # probe items whose answer lengths are compared
+GENERATED = 32             # probe items whose answer lengths are compared, at most, spread over all tasks
 
 
 def measure(spec: JobSpec, desk: Desk) -> Produced:
@@ -156,7 +156,7 @@ def behaviour_drift(before: Scored, after: Scored, items: Sequence[Item]) -> Jso
     lengths = [
         sum(len(m.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts)
         for m in (before, after)
-        for texts in [generate_texts(m.model, m.tokenizer, items[:GENERATED], PROBE_ROWS)]
+        for texts in [generate_texts(m.model, m.tokenizer, items[:: -(-len(items) // GENERATED)], PROBE_ROWS)]
     ]
     return drift | {"length_shift": abs(lengths[1] / lengths[0] - 1.0)}
 

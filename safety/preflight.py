@@ -46,19 +46,26 @@ def preflight(paths: Sequence[Path], bounds: Bounds) -> list[Problem]:
 
 
 def licence_of(folder: Path) -> str:
-    """The licence in the front matter of README.md, lower case; "unknown" where there is none."""
+    """The licence in the front matter of README.md, lower case, a list of several in one line; "unknown" where there
+    is none.
+    """
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
     front = parts[1] if len(parts) == 3 and not parts[0].strip() else ""
-    found = re.search(r"^licen[sc]e:[ \t]*(.*)$", front, flags=re.MULTILINE | re.IGNORECASE)
-    return (found.group(1).split(" #")[0].strip().strip("\"'").lower() if found else "") or "unknown"
+    found = re.search(r"^licen[sc]e:[ \t]*(.*)((?:\n[ \t]*- .*)*)$", front, flags=re.MULTILINE | re.IGNORECASE)
+    lines = [found.group(1), *found.group(2).split("\n")] if found else []
+    values = [line.strip().removeprefix("- ").split(" #")[0].strip().strip("\"'").lower() for line in lines]
+    return ", ".join(value for value in values if value) or "unknown"
 
 
 def licences_of(folder: Path) -> list[str]:
-    """A licence that joins several, as merged models have, taken apart: "apache-2.0 and mit", "[apache-2.0, mit]"."""
+    """A licence that joins several, as merged models have, taken apart: "apache-2.0 and mit", "[apache-2.0, mit]" or a
+    YAML list with one a line.
+    """
     joined = licence_of(folder)
-    return [part for part in re.split(r"\s+and\s+|\s*[,+&;\[\]]\s*", joined) if part] or ["unknown"]
+    parts = (part.strip("\"'") for part in re.split(r"\s+and\s+|\s*[,+&;\[\]]\s*", joined))
+    return [part for part in parts if part] or ["unknown"]
 
 
 def _alone(path: Path, bounds: Bounds) -> Iterator[Problem]:

@@ -110,8 +110,9 @@ def _too_often(desk: ReleaseDesk, nominations: Nominations, bounds: Bounds) -> s
     last = nominations.last
     if last is None:
         return None
-    if now - _time(last) < timedelta(seconds=rate.dwell_seconds):
-        return f"rate.dwell_seconds: less than {rate.dwell_seconds:g} seconds since the last nomination"
+    ended = nominations.answered.get(last.id, last)         # how long the gate took is the vault's word: it must not
+    if now - _time(ended) < timedelta(seconds=rate.dwell_seconds):                  # decide which model comes next
+        return f"rate.dwell_seconds: less than {rate.dwell_seconds:g} seconds since the last nomination was answered"
     needed = rate.cycles_between_nominations
     closed = 0
     for row in desk.ledger.rows(after=last.id, event=Event.CLOSED):

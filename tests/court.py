@@ -92,8 +92,8 @@ class Court:
 
     def move_working(self, model: str) -> None:
         """One promoted root cycle."""
-        stable = self.ledger.channel(Channel.STABLE) or ""
-        candidate = Candidate(LoopName.ARCHITECTURE, {"kind": "keep"}, stable, stable)
+        working = self.ledger.channel(Channel.WORKING) or ""
+        candidate = Candidate(LoopName.ARCHITECTURE, {"kind": "keep"}, working, working)
         cycle = self.ledger.open_cycle(None, self.ledger.root_count(), candidate, {}, Budget(1, 1, 1))
         self.ledger.close_cycle(cycle, Outcome(Verdict.PROMOTED, "better", model), {})
 

@@ -173,13 +173,19 @@ class Life:
         quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         return {**kept, **quiet, "PYTHONPATH": str(self.house), **more}
 
-    def kill(self, process: subprocess.Popen[bytes], *, workers: bool = False) -> None:
-        """SIGKILL to the daemon, at the same instant to its workers if asked; returns when nobody is left."""
+    def kill(self, process: subprocess.Popen[bytes], *, workers: bool = False) -> bool:
+        """SIGKILL to the daemon, at the same instant to its workers if asked; returns when nobody is left.
+
+        False where the daemon came to its own end in that instant.
+        """
         pids = self.workers(process)
         process.kill()
         for pid in pids if workers else ():
             kill(pid)
+        if self.ended(process) == 0:
+            return False
         self.buried(process, pids)
+        return True
 
     def workers(self, process: subprocess.Popen[bytes]) -> list[int]:
         if self.unit is not None:

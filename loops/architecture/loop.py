@@ -17,7 +17,7 @@ from loops.architecture.search import CmaEs, RandomSearch, Search, Told
 from loops.architecture.settings import ArchitectureSettings, SearchKind
 from loops.architecture.stages import CoarseToFine
 from loops.loop import Bench, Loop, Trial
-from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict, seed_from
+from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict, digest_of, seed_from
 
 KEEP = "keep"
 
@@ -39,20 +39,20 @@ class ArchitectureLoop:
     name: LoopName = field(default=LoopName.ARCHITECTURE, init=False)
 
     def start(self) -> JsonObject:
-        state = {"epoch": 0, "trained": [], "idle": 0, "limit": self.settings.patience}
-        return {**state, "search": self._search(state).start()}
+        return self._in_shape({"epoch": 0, "trained": [], "idle": 0, "limit": self.settings.patience})
 
     def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
         if state["idle"] >= state["limit"]:
             return Candidate(self.name, {"kind": KEEP}, incumbent, incumbent)
-        return Candidate(self.name, self._search(state).ask(state["search"]), base, incumbent)
+        state = self._in_shape(state)
+        change = self._search(state).ask(state["search"])
+        return Candidate(self.name, {**change, "search": {**change["search"], "shape": self._shape}}, base, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         if candidate.change["kind"] == KEEP:
             return self._train_and_compare(candidate.incumbent, bench)
         values = self._screen(candidate, bench)
-        state = bench.cycle.state
-        won = self._won(values)
+        state, won = self._in_shape(bench.cycle.state), self._won(values)
         if not won and not self._search(state).keep(state["search"], values["fitness_scores"]):
             return Trial(None, values)
         built = self._build(candidate.change, bench)
@@ -79,7 +79,7 @@ class ArchitectureLoop:
         return Outcome(verdict, reason, trial.result if won else None, evidence, told)
 
     def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
-        promoted = outcome.verdict is Verdict.PROMOTED
+        state, promoted = self._in_shape(state), outcome.verdict is Verdict.PROMOTED
         if candidate.change["kind"] == KEEP:
             after = {**state, "idle": 0, "limit": self.settings.merges_between}
             return self._joined_by(after, str(outcome.result)) if promoted else after
@@ -89,20 +89,34 @@ class ArchitectureLoop:
             fitness, fitness - lesson["incumbent_fitness"], lesson["scores"], lesson["member"], promoted,
         )
         idle, limit = (0, self.settings.patience) if promoted else (state["idle"] + 1, state["limit"])
-        search = self._search(state).tell(state["search"], candidate.change, told)
+        search = state["search"]
+        if candidate.change["search"].get("shape") == self._shape:
+            search = self._search(state).tell(search, candidate.change, told)
         after = {**state, "idle": idle, "limit": limit, "search": search}
         trained = promoted and lesson.get("trained", False)
         return self._joined_by(after, str(outcome.result)) if trained else after
 
     def _joined_by(self, state: JsonObject, model: str) -> JsonObject:
         """A trained model became the incumbent: it is a parent from now on, and the search starts over around it."""
-        after = {**state, "trained": [*state["trained"], model], "epoch": state["epoch"] + 1}
         if self.settings.search is SearchKind.M2N2:
-            search = self._archive()
-            return {**after, "search": search.welcome(state["search"], model)}
-        kept = after["trained"][-self.settings.trained_parents :] if self.settings.trained_parents else []
-        after["trained"] = kept
-        return {**after, "search": self._search(after).start()} if kept else {**after, "search": state["search"]}
+            return {**state, "search": self._archive().welcome(state["search"], model)}
+        if not self.settings.trained_parents:
+            return state
+        kept = [*state["trained"], model][-self.settings.trained_parents :]
+        after = {**state, "trained": kept, "epoch": state["epoch"] + 1}
+        return {**after, "search": self._search(after).start()}
+
+    @property
+    def _shape(self) -> str:
+        """What the points of a search mean by the settings: a state or candidate of another shape does not fit it."""
+        settings = self.settings
+        return digest_of([settings.search, settings.operators, settings.groups, settings.seed])[:16]
+
+    def _in_shape(self, state: JsonObject) -> JsonObject:
+        """The state, its search begun anew where the operator changed the settings since."""
+        if state.get("shape") == self._shape:
+            return state
+        return {**state, "shape": self._shape, "search": self._search(state).start()}
 
     def _search(self, state: JsonObject) -> Search:
         """The search that the state belongs to: the parents it has and the epoch it is in decide."""
@@ -121,7 +135,7 @@ class ArchitectureLoop:
             "change": _genome(candidate.change), "incumbent": candidate.incumbent, "tasks": list(self.tasks),
             "fitness_seed": candidate.change["search"]["items_seed"], "fitness_count": settings.fitness_items,
             "fresh_seed": bench.seed("fresh"), "fresh_count": settings.fresh_items,
-            "race_batch": settings.batch_items, "batch": settings.score_batch,
+            "race_batch": settings.batch_items, "batch": settings.score_batch, "level": settings.level,
         }
         return bench.job("screen", self._with_seal(inputs), params).values
 
@@ -158,7 +172,7 @@ class ArchitectureLoop:
             return Trial(None, {"children": bench.children})
         inputs = self._with_seal({"model:new": best, "model:old": model})
         params = {"tasks": list(self.tasks), "count": self.settings.fresh_items, "seed": bench.seed("compare"),
-                  "batch": self.settings.score_batch}
+                  "batch": self.settings.score_batch, "level": self.settings.level}
         values = bench.job("compare", inputs, params).values
         return Trial(best, {"children": bench.children, "comparison": values["pooled"], "race": values["race"]})
 

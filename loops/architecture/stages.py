@@ -59,12 +59,16 @@ class CoarseToFine:
         return self._inner(state).definition
 
     def _better(self, state: JsonObject, vector: list[float], told: Told) -> list[Any]:
-        """The best points so far. A promoted one is best, and later ones are measured against it as incumbent."""
+        """The best points so far. A promoted one is best until another is promoted: what only leads on the shared items
+        has not beaten it.
+        """
         best = list(state["best"])
         known = best[state["stage"]]
         if told.promoted:
             best[state["stage"]] = {"vector": vector, "advantage": 0.0, "promoted": True}
-        elif told.fitness is not None and (known is None or told.advantage > known["advantage"]):
+        elif told.fitness is not None and (
+            known is None or (not known["promoted"] and told.advantage > known["advantage"])
+        ):
             best[state["stage"]] = {"vector": vector, "advantage": told.advantage, "promoted": False}
         return best
 

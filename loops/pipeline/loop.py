@@ -146,16 +146,18 @@ class PipelineLoop:
         found = next((c for c in configurations if c.id == change["config"]), None)
         before = found or Configuration(change["config"], Recipe.from_json(change["recipe"]), change["genes"])
         comparison = outcome.evidence.get("comparison")
-        offset = study["values"].get(candidate.incumbent, 0.0)
+        values = dict(study["values"])                     # kept as pairs: JSON objects forget which came last
+        offset = values.get(candidate.incumbent, 0.0)
         value = offset + (comparison["mean"] if comparison else 0.0)
         after = _walked(before, change, outcome, value)
         kept = [after if c.id == after.id else c for c in configurations] + ([] if found else [after])
-        values, best = dict(study["values"]), dict(state["best"])
+        best = dict(state["best"])
         if outcome.verdict is Verdict.PROMOTED and outcome.result is not None:
-            values[outcome.result] = value
+            values = {**{model: known for model, known in values.items() if model != outcome.result},
+                      outcome.result: value}
             best[str(after.recipe.stage)] = _ranked(best.get(str(after.recipe.stage), []), after, value - offset)
         study = {
-            "base": change["study"], "values": dict(list(values.items())[-MOST_VALUES:]),
+            "base": change["study"], "values": [[model, known] for model, known in values.items()][-MOST_VALUES:],
             "configurations": [c.to_json() for c in trimmed(kept, self.settings.ladder)],
         }
         others = [s for s in state["studies"] if s["base"] != study["base"]]
@@ -204,7 +206,7 @@ class PipelineLoop:
             raise JobFailed("the budget has no trial left for a reinforcement segment", Verdict.TIMED_OUT)
         model, checkpoint, trained = change["model"], change["checkpoint"], change["trained"]
         reached, before, verdicts, last = change["from_step"], bench.spent.tokens, [], None
-        while reached < to_step and bench.left.trials > 0 and bench.left.tokens > 0 and bench.left.seconds > 0:
+        while reached < to_step and bench.left.trials > 0 and bench.left.tokens > 0:
             steps = min(self.settings.segment_steps, to_step - reached)
             segment = self.inner.on({
                 "recipe": change["recipe"], "checkpoint": checkpoint, "from_step": trained, "steps": steps,
@@ -232,7 +234,7 @@ class PipelineLoop:
 def _study(state: JsonObject, base: str) -> JsonObject:
     """The study of one base model; its own objective is 0 and everything in it is measured from there."""
     found: JsonObject | None = next((s for s in state["studies"] if s["base"] == base), None)
-    return found or {"base": base, "configurations": [], "values": {base: 0.0}}
+    return found or {"base": base, "configurations": [], "values": [[base, 0.0]]}
 
 
 def _configurations(study: JsonObject) -> list[Configuration]:

@@ -8,6 +8,7 @@ another seed. The strict reward, the cap, the thresholds and the monitor are not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -189,7 +190,7 @@ class RewardLoop:
             "steps": change["steps"], "from_step": change["from_step"],
             "evidence": self._evidence(bench.cycle.state).to_json(),
             "probe_seed": bench.seed("probe"), "probe_items": self.settings.probe_items,
-            "proxy_strength": STRONGEST,
+            "proxy_strength": STRONGEST, "references": self.settings.references,
         }
         return bench.spec("segment", inputs, params, bench.seed("segment"))
 
@@ -236,7 +237,7 @@ def _best(best: JsonObject | None, candidate: Candidate, outcome: Outcome) -> Js
 
 
 def _near(weights: Mapping[str, float], others: Mapping[str, float]) -> bool:
-    return sum(abs(weights.get(name, 0.0) - others.get(name, 0.0)) for name in {*weights, *others}) < NEAR
+    return math.fsum(abs(weights.get(name, 0.0) - others.get(name, 0.0)) for name in {*weights, *others}) < NEAR
 
 
 def _reason(weighing: Weighing) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from loops.architecture.genome import MODULES, Operator, models_of, template_of
 from loops.work import merge
+from safety.preflight import licences_of
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
 
@@ -82,33 +83,11 @@ def place(change: JsonObject, models: Mapping[str, Tensors], shell: Mapping[str,
 
 def card(change: JsonObject, folders: Sequence[Path]) -> str:
     """The model card: the union of the parents' licences in front matter, and the genome in words."""
-    held = sorted({licence for folder in folders for licence in licences(folder)})
+    held = sorted({licence for folder in folders for licence in licences_of(folder)})
     front = f"license: {held[0]}" if len(held) == 1 else "license:\n" + "\n".join(f"- {name}" for name in held)
     made = change.get("operator", change["kind"])
     parents = "\n".join(f"- {digest}" for digest in change["parents"])
     return f"---\n{front}\n---\n\n# Made by kaizend\n\n{made} of\n\n{parents}\n"
-
-
-def licences(folder: Path) -> list[str]:
-    """The licences a model folder declares in its README's front matter; ["unknown"] where it declares none."""
-    readme = folder / "README.md"
-    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
-    if not lines or lines[0].strip() != "---":
-        return ["unknown"]
-    found: list[str] = []
-    listing = False
-    for line in lines[1:]:
-        if line.strip() == "---":
-            break
-        if line.startswith("license:"):
-            value = line.removeprefix("license:").strip()
-            listing = not value
-            found += [part.strip(" '\"") for part in value.strip("[]").split(",") if part.strip()]
-        elif listing and line.strip().startswith("- "):
-            found.append(line.strip().removeprefix("- ").strip(" '\""))
-        elif not line.startswith((" ", "\t")):
-            listing = False
-    return found or ["unknown"]
 
 
 def cell_of(name: str, groups: int, layers: int) -> tuple[int, int]:

@@ -72,7 +72,10 @@ class Record:
 
 @dataclass(slots=True)
 class Marking:
-    """TRL's reward function. `latest` holds the answers of the last call, right or wrong."""
+    """TRL's reward function. `latest` holds the answers of the last call, right or wrong.
+
+    Without `references` an item's answer is one of several: the verifier may use it, features and evidence may not.
+    """
 
     questions: Sequence[Question]
     group: int
@@ -80,6 +83,7 @@ class Marking:
     shaping: Shaping
     proxy_strength: float
     record: Record
+    references: bool = True
     latest: list[Answer] = field(default_factory=list)
     __name__: str = "marking"
 
@@ -87,7 +91,8 @@ class Marking:
         self, completions: list[str], completion_ids: list[list[int]], question: list[int], **_: Any
     ) -> list[float]:
         """One scaled reward a completion; groups of `group` neighbours answer the same question."""
-        evidence = Evidence.from_json(self.record.evidence).decay()
+        evidence = Evidence.from_json(self.record.evidence)
+        evidence = evidence.decay() if self.references else evidence
         names = sorted({*evidence.features, *self.shaping.weights} & set(FEATURES))
         self.latest = []
         rewards: list[float] = []
@@ -98,11 +103,11 @@ class Marking:
             texts = [text.strip() for text in completions[begin:begin + self.group]]
             ids = completion_ids[begin:begin + self.group]
             r0 = [self._right(asked, text, written) for text, written in zip(texts, ids, strict=True)]
-            phis = [measure(names, asked.item.prompt, text, asked.item.answer, texts) for text in texts]
-            ideal = measure(evidence.features, asked.item.prompt, asked.item.answer, asked.item.answer, texts)
+            reference = asked.item.answer if self.references else None
+            phis = [measure(names, asked.item.prompt, text, reference, texts) for text in texts]
             evidence = evidence.add_group(
                 [([phi[name] for name in evidence.features], r) for phi, r in zip(phis, r0, strict=True)],
-                [ideal[name] for name in evidence.features],
+                None if reference is None else self._ideal(evidence.features, asked, reference, texts),
             )
             group = [shaped_reward(r, phi, self.shaping) for r, phi in zip(r0, phis, strict=True)]
             self._count(r0, group)
@@ -113,6 +118,11 @@ class Marking:
             self.latest += [(asked.ids, list(written)) for written in ids]
         self._close(evidence, truths, bonuses, len(rewards) // self.group)
         return [reward * REWARD_SCALE for reward in rewards]
+
+    def _ideal(self, names: Sequence[str], asked: Question, reference: str, texts: Sequence[str]) -> list[float]:
+        """phi of the reference answer itself."""
+        phi = measure(names, asked.item.prompt, reference, reference, texts)
+        return [phi[name] for name in names]
 
     def _right(self, asked: Question, text: str, written: Sequence[int]) -> float:
         """r0: right by the task's strict verifier, and ended by the model itself."""

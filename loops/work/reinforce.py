@@ -2,10 +2,13 @@
 
 inputs   model, checkpoint (to carry on from `from_step`), seal, data:<source> ... (replay)
 params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_seed, probe_items, save_steps,
-         proxy_strength
+         proxy_strength, references
 outputs  model (adapter merged), checkpoint
-values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, q_before, q_after, kl,
-         entropy, tokens, stopped, learned
+values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, canaries, q_before,
+         q_after, kl, entropy, tokens, stopped, learned
+
+Without references (tasks in which several answers are right) there is no q. "canaries" names the junk answers that a
+target's verifier takes for right.
 
 R = r0 + B sum a_k c_k (phi_k - 1/2), divided by .3 and not by a deviation. The target is never shown: prompts are
 fresh search items, references only tell features apart and measure q. A pure function of the spec and its inputs.
@@ -32,7 +35,7 @@ from loops.work import checkpoint
 from loops.work.checkpoint import Checkpoint
 from loops.work.exercises import Exercises, plain, set_exercises
 from loops.work.learner import Learner, load_learner, schedule, standing, take_up
-from loops.work.marking import Marking, Record
+from loops.work.marking import Marking, Question, Record
 from loops.work.replay import DATA_ROWS, Replay
 from loops.work.rows import answer_log_p, mixed, read_rows, tokenise
 from loops.work.stops import reason_to_stop
@@ -40,12 +43,14 @@ from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
 from safety.yardstick.items import TaskSpec
 from safety.yardstick.scoring import expected_success
 from safety.yardstick.tasks import sealed_ids
+from safety.yardstick.verifiers import canaries
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, seed_from
 
 PROBE_ITEMS = 256
 SAVE_STEPS = 20
 KL_STEPS = 5
+CANARY_ITEMS = 4                       # per task: junk answers are tried on so many questions
 PROXY_STRENGTH = 0.4
 SPARE_TOKENS = 2
 REFERENCE = "ref"                      # the copy of the adapter that TRL makes for a KL term
@@ -64,6 +69,7 @@ class Errand:
     probe_items: int
     save_steps: int
     proxy_strength: float
+    references: bool
     seed: int
 
     @property
@@ -77,13 +83,13 @@ class Errand:
         first = params["from_step"]
         if params["steps"] < 1:
             raise ValueError(f"a segment of {params['steps']} steps was asked for")
-        evidence = params.get("evidence")
+        evidence, references = params.get("evidence"), params.get("references", True)
         return cls(
             Recipe.from_json(params["recipe"]), Shaping.from_json(params["shaping"]),
             [TaskSpec.from_json(body) for body in params["tasks"]], range(first, first + params["steps"]),
             Evidence.from_json(evidence) if evidence else Evidence.empty(FEATURES), params["probe_seed"],
-            params.get("probe_items", PROBE_ITEMS), params.get("save_steps", SAVE_STEPS),
-            params.get("proxy_strength", PROXY_STRENGTH), spec.seed,
+            params.get("probe_items", PROBE_ITEMS) if references else 0, params.get("save_steps", SAVE_STEPS),
+            params.get("proxy_strength", PROXY_STRENGTH), references, spec.seed,
         )
 
 
@@ -138,7 +144,7 @@ def _run(
     left = range(batch * (first - errand.steps.start), len(exercises.questions))
     marking = Marking(
         exercises.questions, recipe.group, frozenset({int(learner.tokenizer.eos_token_id)}), errand.shaping,
-        errand.proxy_strength, record,
+        errand.proxy_strength, record, errand.references,
     )
     replay = _replay(errand, desk, learner, record)
     pending = True
@@ -218,12 +224,23 @@ def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, 
     values = {
         "evidence": record.evidence, "success": sum(record.truths) / len(record.truths), "steps": len(record.truth),
         "groups": record.groups, "mixed_groups": record.mixed_groups, "proxy": record.proxy, "truth": record.truth,
-        "shaping_trace": record.bonus, "rank_correlation": record.rank_correlation, "q_before": record.q_before,
-        "q_after": q_after, "kl": record.kl[-1] if record.kl else 0.0, "entropy": record.entropy,
-        "tokens": record.tokens, "stopped": record.stopped,
-        "learned": {"micro_batch": record.micro_batch} if record.micro_batch else {},
+        "shaping_trace": record.bonus, "rank_correlation": record.rank_correlation,
+        "canaries": _canaries(exercises), "q_before": record.q_before, "q_after": q_after,
+        "kl": record.kl[-1] if record.kl else 0.0, "entropy": record.entropy, "tokens": record.tokens,
+        "stopped": record.stopped, "learned": {"micro_batch": record.micro_batch} if record.micro_batch else {},
     }
     return Produced(values, outputs, items=len(record.truths), tokens=record.tokens)
+
+
+def _canaries(exercises: Exercises) -> list[str]:
+    """Junk that the verifiers of the first questions, each task's among them, take for right."""
+    by_verifier: dict[int, list[Question]] = {}
+    for question in exercises.questions:
+        by_verifier.setdefault(id(question.verifier), []).append(question)
+    return [
+        failure for asked in by_verifier.values()
+        for failure in canaries(asked[0].verifier, [question.item for question in asked[:CANARY_ITEMS]])
+    ]
 
 
 def _expected(learner: Learner, exercises: Exercises) -> list[float]:

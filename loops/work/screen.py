@@ -122,15 +122,15 @@ class Bed:
 def screen(spec: JobSpec, desk: Desk) -> Produced:
     """Job "screen". Inputs "model:<digest>" of everything named, and "seal"; counts are items per task.
 
-    Params: change, incumbent, tasks, fitness_seed, fitness_count, fresh_seed, fresh_count, race_batch, batch. A
-    candidate that is not above the incumbent on the shared items is hopeless without a race.
+    Params: change, incumbent, tasks, fitness_seed, fitness_count, fresh_seed, fresh_count, race_batch, batch, level (of
+    the race, .05). A candidate that is not above the incumbent on the shared items is hopeless without a race.
     """
     bed, params = Bed.of(spec, desk), spec.params
     candidate = bed.candidate(params["change"])
     shared = bed.drawn(params["fitness_count"], params["fitness_seed"])
     new = np.concatenate([bed.scored(candidate, drawn) for drawn in shared])
     old = np.concatenate([bed.known(params["incumbent"], drawn) for drawn in shared])
-    race, comparison = Race(), paired([], [])
+    race, comparison = Race(better_at=1.0 / float(params.get("level", 0.05))), paired([], [])
     if new.mean() > old.mean():
         comparison = _raced(bed, candidate, _fresh(bed, shared), race)
     else:
@@ -165,7 +165,7 @@ def _raced(bed: Bed, candidate: Placed, fresh: Sequence[Drawn], race: Race) -> C
         olds.append(bed.known(bed.spec.params["incumbent"], part))
         if race.add(news[-1] - olds[-1]):
             break
-    return paired(np.concatenate(news), np.concatenate(olds))
+    return race.settled(paired(np.concatenate(news), np.concatenate(olds)))
 
 
 def _chunks(fresh: Sequence[Drawn], size: int) -> Iterator[Drawn]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Final, Self
 
@@ -139,6 +139,12 @@ class Race:
             elif self._futility.add((self.d_min - d) / (1.0 + self.d_min)) >= self.hopeless_at:
                 self.decision = "hopeless"
         return self.decision
+
+    def settled(self, comparison: Comparison) -> Comparison:
+        """The comparison over what was raced. Where the race decided, its p-value is min(1, 1/e), which stays valid
+        though one stopped when it looked best (Ville's inequality); a test of a fixed number of items would not.
+        """
+        return replace(comparison, p_value=min(1.0, 1.0 / self.e)) if self.decision else comparison
 
     @property
     def e(self) -> float:

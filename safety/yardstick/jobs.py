@@ -56,15 +56,17 @@ def compare(spec: JobSpec, desk: Desk) -> Produced:
     """Job "compare": is "model:new" better than "model:old" on the same fresh search items?
 
     Params: "tasks", "count" items a task, "seed", "batch", "race" (on unless false: score batch by batch and stop as
-    soon as the answer is clear), "d_min" (0.02: the smallest gain worth finding). Input "seal" keeps sealed items out.
+    soon as the answer is clear), "level" of the race (0.05) and "d_min" (0.02: the smallest gain worth finding). Input
+    "seal" keeps sealed items out.
     Values: {task: Comparison} and "pooled" (Comparison over all tasks) and "race" ({"decision", "n", "e", "futility"},
-    decision null when neither was clear). Output "scores": a file {task: {"ids", "new", "old"}} of what was scored.
+    decision null when neither was clear). Where the race stopped, the pooled p-value is the race's, valid in spite of
+    that; those of single tasks are not. Output "scores": a file {task: {"ids", "new", "old"}} of what was scored.
     """
     _refuse_vault(spec)
     tasks = _tasks(spec)
     batch = int(spec.params.get("batch", BATCH))
     book = ScoreBook(desk, batch)
-    race = Race(d_min=float(spec.params.get("d_min", 0.02)))
+    race = Race(d_min=float(spec.params.get("d_min", 0.02)), better_at=1.0 / float(spec.params.get("level", 0.05)))
     racing = bool(spec.params.get("race", True))
     pending = [(task, items_of(spec, desk, task)) for task in tasks]
     found: dict[str, list[tuple[Item, float, float]]] = {task.name: [] for task in tasks}
@@ -75,7 +77,7 @@ def compare(spec: JobSpec, desk: Desk) -> Produced:
         desk.progress((done + 1) / len(rounds), f"{task.name}: {len(found[task.name])} items")
         if race.add(new - old) and racing:
             break
-    return _compared(found, race, desk, book.scored)
+    return _compared(found, race, racing, desk, book.scored)
 
 
 def items_of(spec: JobSpec, desk: Desk, task: TaskSpec) -> list[Item]:
@@ -134,7 +136,7 @@ def _rounds(pending: Sequence[tuple[TaskSpec, list[Item]]], size: int) -> list[t
 
 
 def _compared(
-    found: Mapping[str, Sequence[tuple[Item, float, float]]], race: Race, desk: Desk, scored: int
+    found: Mapping[str, Sequence[tuple[Item, float, float]]], race: Race, racing: bool, desk: Desk, scored: int
 ) -> Produced:
     values: JsonObject = {"race": race.to_json()}
     kept: JsonObject = {}
@@ -143,7 +145,8 @@ def _compared(
         values[task] = paired(new, old).to_json()
         kept[task] = {"ids": [row[0].id for row in rows], "new": new, "old": old}
     rows = [row for rows in found.values() for row in rows]
-    values["pooled"] = paired([row[1] for row in rows], [row[2] for row in rows]).to_json()
+    pooled = paired([row[1] for row in rows], [row[2] for row in rows])
+    values["pooled"] = (race.settled(pooled) if racing else pooled).to_json()
     path = desk.folder / "scores.json"
     path.write_text(json.dumps(kept, sort_keys=True), encoding="utf-8")
     return Produced(values, {"scores": path}, items=scored)

@@ -12,10 +12,11 @@ from court import write_lines
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
+from safety import drift
 from safety.bounds import Bounds
 from safety.drift import measure, probe, spectral_norm
 from safety.inspection import inspect_model
-from safety.yardstick.items import TaskError, TaskSpec
+from safety.yardstick.items import Item, TaskError, TaskSpec
 from state.jobs import Desk, JobResult, JobSpec
 from state.records import Cost, canonical
 
@@ -68,6 +69,21 @@ def test_another_model_drifts_in_behaviour_and_twice_by_the_same_numbers(base: P
     assert first == second
     assert 0 < first["drift"]["kl_mean"] <= first["drift"]["kl_p99"]
     canonical(first)
+
+
+def test_answer_lengths_are_looked_at_in_every_task(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[str] = []
+
+    def written(model: Any, tokenizer: Any, items: list[Item], batch: int) -> list[str]:
+        met.extend(item.prompt for item in items)
+        return ["one"] * len(items)
+
+    monkeypatch.setattr(drift, "generate_texts", written)
+    measured(base, base, tmp_path, probe=[["one", "two"]] * 90 + [["three", "four"]] * 90)
+    assert met.count("one") == met.count("three") == len(met) / 2
+    assert len(met) <= 2 * drift.GENERATED
 
 
 def test_embeddings_that_grew_are_seen(base: Path, tmp_path: Path) -> None:

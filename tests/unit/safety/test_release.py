@@ -13,7 +13,7 @@ from safety.bounds import Bounds
 from safety.gate import level, recompute
 from safety.release import hindrance, nominate
 from safety.rollback import rollback
-from state.jobs import JobFailed, Parked
+from state.jobs import Desk, JobFailed, JobSpec, Parked, Produced
 from state.records import Channel, Event, Verdict
 
 FREE = replace(Bounds(), rate=replace(Bounds().rate, dwell_seconds=0.0, cycles_between_nominations=0))
@@ -152,6 +152,28 @@ def test_nominations_keep_to_the_rate_bounds_whatever_their_answers(tmp_path: Pa
     assert "releases_per_day" in str(hindrance(court.desk))
     court.later(days=1)
     assert nominate(court.desk) is not None
+
+
+@pytest.mark.parametrize("seconds", [0.0, 50.0, 500.0])
+def test_how_long_the_gate_took_does_not_decide_when_the_next_model_is_nominated(
+    tmp_path: Path, seconds: float
+) -> None:
+    court = canned_court(tmp_path / "state", decision="futile")
+    court.bounds = replace(FREE, rate=replace(FREE.rate, dwell_seconds=60.0))
+    gate = court.jobs["gate"]
+
+    def slow(spec: JobSpec, desk: Desk) -> Produced:
+        court.later(seconds=seconds)
+        return gate(spec, desk)
+
+    court.runner.jobs = {**court.jobs, "gate": slow}
+    court.move_working(court.text_model("second"))
+    assert nominate(court.desk) is not None
+    court.move_working(court.text_model("third"))
+    court.later(seconds=59)
+    assert "dwell_seconds" in str(hindrance(court.desk))
+    court.later(seconds=1)
+    assert hindrance(court.desk) is None
 
 
 def test_a_model_that_was_rolled_back_is_never_nominated_again(tmp_path: Path) -> None:

@@ -120,6 +120,22 @@ def test_a_merge_that_wins_its_race_is_built_and_promoted_as_it_is() -> None:
     assert state["idle"] == 0
 
 
+@pytest.mark.parametrize("change", [
+    {"search": SearchKind.M2N2}, {"operators": ("ties",)}, {"operators": ("ties", "task_arithmetic")}, {"groups": 3},
+])
+def test_a_search_begins_anew_where_the_operator_changed_its_settings(change: dict[str, Any]) -> None:
+    runner = answering(lambda spec: screened(-0.1, "hopeless"))
+    _, state = once(loop_of(), loop_of().start(), runner)
+    old = loop_of().propose(state, "w", "w", 1)
+    loop = loop_of(replace(SETTINGS, **change))
+    state = json.loads(canonical(loop.learn(state, old, Outcome(Verdict.CRASHED, "it was open at the restart"))))
+    assert state["search"] == loop.start()["search"]
+    assert state["idle"] == 2
+    proposed = {canonical(loop.propose(state, "w", "w", 1).change)}
+    _, state = once(loop, state, runner)
+    assert canonical(loop.propose(state, "w", "w", 1).change) not in proposed
+
+
 def test_a_merge_that_loses_is_not_built() -> None:
     loop, runner = loop_of(), answering(lambda spec: screened(-0.1, "hopeless"))
     outcome, state = once(loop, loop.start(), runner)
@@ -186,7 +202,7 @@ def test_a_training_stops_when_the_cycle_has_no_trials_left() -> None:
 
     runner = answering(lambda spec: screened(0.0, None))
     trial = loop.run(candidate, bench_of(loop, candidate, loop.start(), runner, child, Budget(1e6, 10**9, 2)))
-    assert count == [2, 1]
+    assert count == [1, 0]                      # the child itself is one of the two
     assert trial.result is None
 
 

@@ -46,10 +46,17 @@ def test_each_operator_has_its_coarse_stage_and_the_better_one_is_split() -> Non
     assert search.definition(state).operator is Operator.TIES
 
 
-def test_a_promoted_point_is_the_best_until_another_beats_it() -> None:
+def test_a_promoted_point_is_the_best() -> None:
     search = staged(TASK)
     state, changes = drive(search, 6, promoted=5)
     assert state["origin"]["vector"] == TASK.vector(changes[5])
+
+
+def test_a_later_lead_on_the_shared_items_does_not_replace_a_promoted_point() -> None:
+    search = staged(TASK)
+    state, changes = drive(search, 6, promoted=0)
+    assert any(1 - abs(change["weights"][0][0][0] - 0.9) > 0.5 for change in changes[1:])
+    assert state["origin"]["vector"] == TASK.vector(changes[0])
 
 
 def test_without_any_score_the_fine_stage_starts_at_the_first_mean() -> None:

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 from synthetic import BUDGET, World
 
-from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.loop import Bench
+from loops.pipeline.loop import MOST_VALUES, PipelineLoop, PipelineSettings
 from loops.pipeline.recipe import GRPO, SFT, Adapter, Stage
 from loops.reward.loop import RewardLoop, RewardSettings
 from state.jobs import JobFailed, Parked
-from state.records import Verdict
+from state.records import Budget, Outcome, Verdict, canonical
 
 BODY = [{"name": "t"}]
 QUICK_SFT = replace(SFT, learning_rate=1e-3, steps=90, adapter=Adapter(), mixture={"a": 1.0, "b": 1.0})
@@ -39,7 +40,7 @@ def kinds(world: World) -> list[str]:
 
 def test_the_first_cycle_trains_the_default_recipes_first_rung_and_compares_with_the_incumbent(world):
     outcome = world.cycle(pipeline(world), 0)
-    train, compare, _ = world.runner.ran
+    train, compare = world.runner.ran[:2]
     assert (train.params["from_step"], train.params["to_step"]) == (0, 10)
     assert train.inputs == {"model": world.start, "data:a": "a" * 64, "data:b": "b" * 64}
     assert compare.inputs["model:old"] == world.start
@@ -122,6 +123,40 @@ def test_tokens_are_not_spent_beyond_the_budget_once_a_stages_appetite_is_known(
     full = world.cycle(loop, 1)
     half = world.cycle(loop, 2, budget=replace(BUDGET, tokens=full.cost.tokens // 4))
     assert 0 < half.cost.tokens <= full.cost.tokens // 4
+
+
+def test_a_cycle_whose_seconds_are_used_up_opens_no_further_child_to_blame(world):
+    loop = pipeline(world, stages=(Stage.GRPO,), rungs=1)
+    candidate = loop.propose(loop.start(), world.start, world.start, 1)
+    cycle = world.ledger.open_cycle(None, 0, candidate, loop.start(), Budget(10.0, 10**9, 100))
+    opened = []
+
+    def descend(inner, parent, ordinal, base, incumbent, budget):
+        opened.append(ordinal)
+        return Outcome(Verdict.REJECTED, "")
+
+    clock = iter([0.0, *[1.0] * 20, *[99.0] * 100])
+    bench = Bench(cycle, world.runner, "code", descend, 60.0, clock=lambda: next(clock))
+    with pytest.raises(JobFailed, match="seconds is used up") as failed:
+        for _ in range(50):
+            bench.descend(loop.inner, world.start, world.start, BUDGET)
+    assert failed.value.verdict is Verdict.TIMED_OUT
+    assert 0 < len(opened) == bench.children < 50
+
+
+def test_the_values_of_a_study_that_are_kept_are_the_latest(world):
+    loop = pipeline(world)
+    state, incumbent = loop.start(), world.start
+    names = [f"{(97 * number) % 100:02d}" for number in range(2 * MOST_VALUES)]
+    for name in names:
+        candidate = loop.propose(state, world.start, incumbent, 1)
+        evidence = {"comparison": {"mean": 0.01, "n": 9, "p_value": 0.01}}
+        lesson = {"reached": candidate.change["to_step"], "trained": 1, "model": name, "checkpoint": "c"}
+        outcome = Outcome(Verdict.PROMOTED, "", name, evidence, lesson)
+        state = json.loads(canonical(loop.learn(state, candidate, outcome)))
+        incumbent = name
+    assert [model for model, _ in state["studies"][0]["values"]] == names[-MOST_VALUES:]
+    assert state["studies"][0]["values"][-1][1] == pytest.approx(0.01 * len(names))
 
 
 def test_a_recipe_that_ran_out_of_memory_is_not_tried_again_and_its_region_is_learned(world):

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops.architecture.genome import Definition, Operator
-from loops.work.build import build, cell_of, composed, layer_count, licences, read_tensors
+from loops.work.build import build, cell_of, composed, layer_count, read_tensors
+from safety.preflight import licences_of
 from state.jobs import Desk, JobSpec
 
 CHANGE = Definition(Operator.TASK_ARITHMETIC, "base", ("one", "two")).change([0.7, 0.4])
@@ -50,15 +51,15 @@ def test_the_folder_loads_with_transformers_and_has_the_base_tokenizer(desk_of: 
 
 
 def test_the_card_names_every_licence_of_what_went_in_once(desk_of: Make) -> None:
-    assert licences(built(CHANGE, desk_of())) == ["apache-2.0", "mit"]
+    assert licences_of(built(CHANGE, desk_of())) == ["apache-2.0", "mit"]
 
 
 def test_a_model_without_a_card_has_an_unknown_licence(tmp_path: Path) -> None:
-    assert licences(tmp_path) == ["unknown"]
+    assert licences_of(tmp_path) == ["unknown"]
     (tmp_path / "README.md").write_text("# no front matter\nlicense: mit\n")
-    assert licences(tmp_path) == ["unknown"]
+    assert licences_of(tmp_path) == ["unknown"]
     (tmp_path / "README.md").write_text("---\nlicense: [mit, 'bsd-3-clause']\ntags:\n- x\n---\n")
-    assert licences(tmp_path) == ["mit", "bsd-3-clause"]
+    assert licences_of(tmp_path) == ["mit", "bsd-3-clause"]
 
 
 def test_tensors_of_another_shape_are_named(zoo: dict[str, Path]) -> None:

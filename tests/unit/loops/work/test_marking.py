@@ -12,10 +12,10 @@ END = 9
 ITEMS = [Item.of("say one two", "one two"), Item.of("say three four", "three four")]
 
 
-def marking(shaping: Shaping, group: int = 2) -> Marking:
+def marking(shaping: Shaping, group: int = 2, references: bool = True) -> Marking:
     questions = [Question(item, [1, place], exact) for place, item in enumerate(ITEMS)]
     record = Record(0, Evidence.empty(FEATURES).to_json())
-    return Marking(questions, group, frozenset({END}), shaping, 0.4, record)
+    return Marking(questions, group, frozenset({END}), shaping, 0.4, record, references)
 
 
 def test_without_a_shaping_the_reward_is_the_verdict_scaled() -> None:
@@ -56,6 +56,16 @@ def test_evidence_learns_from_references_which_feature_tells_right_from_wrong() 
     assert evidence.success == 0.0
     assert evidence.weights().get("places", 0.0) > 0
     assert marks.record.rank_correlation is None
+
+
+def test_without_references_only_mixed_groups_speak_and_no_feature_sees_the_answer() -> None:
+    marks = marking(Shaping({"places": 1.0}, 0.4), references=False)
+    rewards = marks(["one", "nine", "three four", "no"], [[5, END]] * 4, [0, 0, 1, 1])
+    evidence = Evidence.from_json(marks.record.evidence)
+    assert (evidence.groups, evidence.referenced, evidence.rows) == (1, 0, 2.0)
+    assert rewards == [0.0, 0.0, REWARD_SCALE, 0.0]
+    marks(["one", "nine", "nothing", "no"], [[5, END]] * 4, [0, 0, 1, 1])
+    assert Evidence.from_json(marks.record.evidence).sxx == evidence.sxx
 
 
 def test_groups_whose_rewards_are_all_equal_are_counted_group_by_group() -> None:

@@ -13,6 +13,7 @@ from coaching import TASK, desk, hashes, make_classroom, segment_spec
 from tiny import tiny_tokenizer
 from trl import GRPOTrainer
 
+from loops.reward.monitor import inspect
 from loops.work import reinforce
 from loops.work.exercises import plain, set_exercises
 from loops.work.reinforce import segment
@@ -65,6 +66,26 @@ def test_arms_with_the_same_seed_are_asked_the_same_and_differ_by_the_shaping(
     assert control.values["proxy"] == control.values["truth"]
     assert control.values["rank_correlation"] is None
     assert hashes(control.outputs["model"]) != hashes(whole.outputs["model"])
+
+
+def test_without_references_there_is_no_q_and_no_evidence_from_answers(classroom: Path, tmp_path: Path) -> None:
+    spec = segment_spec(steps=2)
+    spec.params["references"] = False                                # type: ignore[index]
+    values = segment(spec, desk(classroom, tmp_path)).values
+    assert values["q_before"] == values["q_after"] == []
+    assert values["evidence"]["referenced"] == 0
+    assert values["evidence"]["groups"] == values["mixed_groups"]
+
+
+def test_a_verifier_that_pays_for_junk_is_named(
+    classroom: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert whole.values["canaries"] == []
+    lenient = lambda task: lambda item, text: int(item.answer in text)        # noqa: E731
+    monkeypatch.setattr("loops.work.exercises.make_verifier", lenient)
+    found = segment(segment_spec(steps=1), desk(classroom, tmp_path)).values["canaries"]
+    assert any("the answer and a suffix" in failure for failure in found)
+    assert [alarm.name for alarm in inspect({"canaries": found}, [])] == ["canary"]
 
 
 @pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "lora", "rank": 4, "alpha": 8.0}])

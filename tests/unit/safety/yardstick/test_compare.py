@@ -54,6 +54,15 @@ def test_a_much_better_model_wins_the_race_in_few_items() -> None:
     assert race.n < 15 and race.e >= 20
 
 
+def test_a_race_that_decided_gives_a_p_value_that_stopping_early_cannot_spoil() -> None:
+    race, differences = Race(), [1.0] * 40
+    race.add(differences)
+    plain = paired(differences, [0.0] * 40)
+    assert plain.p_value < 1e-9
+    assert race.settled(plain).p_value == pytest.approx(1 / race.e) and 20 <= race.e < 40
+    assert Race().settled(plain) == plain
+
+
 def test_a_much_worse_model_is_hopeless_in_few_items() -> None:
     race = Race()
     assert race.add([-1.0, 0.0] * 50) == "hopeless"

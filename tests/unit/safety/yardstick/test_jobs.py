@@ -72,7 +72,8 @@ def test_a_warm_worker_scores_nothing_twice(house: dict[str, Path], tmp_path: Pa
 def test_a_better_model_is_seen_early_and_the_race_stops(house: dict[str, Path], tmp_path: Path) -> None:
     produced = ask(house, tmp_path, "compare", BOTH, count=48, seed=5)
     assert produced.values["race"]["decision"] == "better"
-    assert produced.values["pooled"]["p_value"] < 0.05 and produced.values["pooled"]["n"] < 96
+    assert produced.values["pooled"]["p_value"] == pytest.approx(1 / produced.values["race"]["e"])
+    assert produced.values["pooled"]["p_value"] <= 0.05 and produced.values["pooled"]["n"] < 96
     assert produced.items == 2 * produced.values["pooled"]["n"]
 
 
