@@ -6,7 +6,7 @@ once. Later starts read the row. Invariant: the tasks, and with them vault and g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daemon.settings import Settings
@@ -70,12 +70,17 @@ def begin(
     row = ledger.latest(Event.GENESIS)
     if row is not None:
         beginnings = Beginnings.from_json(row.change)
-        if beginnings.tasks != tasks:
-            raise ConfigurationError(
-                "the tasks of kaizend.toml are not those this state folder began with (they hold its vault): "
-                "put them back, or begin a new state folder with service.state"
-            )
-        return beginnings
+        named = row.evidence["named"]
+        for what, now, then in (
+            ("tasks", [unplaced(task) for task in tasks], [unplaced(task) for task in beginnings.tasks]),
+            *((section, names, named[section]) for section, names in named_in(settings).items()),
+        ):
+            if now != then:
+                raise ConfigurationError(
+                    f"the {what} of kaizend.toml are not those this state folder began with: put them back, or begin "
+                    "a new state folder with service.state"
+                )
+        return replace(beginnings, tasks=tasks)
     refuse_unusable(settings, root, bounds)
     models = _models(model_folders(settings, root), registry, runner, bounds, code)
     data = {name: registry.add_copy(root / path, "data") for name, path in settings.data.items()}
@@ -88,7 +93,8 @@ def begin(
     ledger.append(
         Entry(
             Event.GENESIS, "first start: models, data and sealed splits as configured", result=beginnings.start,
-            change=beginnings.to_json(), evidence={"code": code, "seed": settings.seed}, actor=Actor.OPERATOR,
+            change=beginnings.to_json(), actor=Actor.OPERATOR,
+            evidence={"code": code, "seed": settings.seed, "named": named_in(settings)},
         ),
         move={Channel.STABLE: beginnings.start, Channel.WORKING: beginnings.start},
     )
@@ -107,6 +113,17 @@ def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
     for task in resolved_tasks(settings, root):
         if task.source["kind"] == "jsonl":
             read_jsonl(Path(task.source["path"]))
+
+
+def named_in(settings: Settings) -> JsonObject:
+    """What kaizend.toml calls the models and the data, section by section."""
+    return {"models": settings.models.model_dump(mode="json"), "data": settings.data}
+
+
+def unplaced(task: TaskSpec) -> JsonObject:
+    """A task without the place of its file, which may move; what is in it is pinned by digest."""
+    body = task.to_json()
+    return {**body, "source": {key: value for key, value in body["source"].items() if key != "path"}}
 
 
 def resolved_tasks(settings: Settings, root: Path) -> tuple[TaskSpec, ...]:

@@ -37,6 +37,7 @@ class Service:
         self.flags = works.flags
         self.notifier = notifier or Notifier()
         self.beat = time.monotonic()
+        self.paused_by: str | None = None
         self.scheduler = BackgroundScheduler(
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1}, timezone="UTC"
         )
@@ -75,6 +76,9 @@ class Service:
             self.flags.reload.clear()
             self._reload()
         reason = self.flags.pause or self.works.trip()
+        if reason != self.paused_by:
+            self.paused_by = reason
+            self.log.warning("paused" if reason else "resumed", reason=reason)
         if reason:
             self.notifier.status(f"paused: {reason}")
             self.flags.stop.wait(self.works.settings.service.idle_seconds)

@@ -53,7 +53,7 @@ class BudgetSettings(Section):
 
     seconds: float = Field(4 * 3600.0, gt=0)
     tokens: int = Field(100_000_000, gt=0)
-    trials: int = Field(64, ge=0)
+    trials: int = Field(512, ge=0)
 
     def budget(self) -> Budget:
         return Budget(self.seconds, self.tokens, self.trials)

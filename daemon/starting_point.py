@@ -45,7 +45,7 @@ stop_seconds = 60                         # how long a stop may wait for the job
 [budget]                                  # of one outermost cycle, everything inside it included
 seconds = 14400
 tokens = 100_000_000
-trials = 64
+trials = 512
 
 [architecture]
 search = "cmaes"                          # cmaes, m2n2 or random

@@ -97,9 +97,10 @@ class Works:
         What the breaker or the monitor stopped is resumed by an operator's act, and that goes into the ledger.
         """
         self.flags.pause = None
-        reward = self.ledger.loop_state(LoopName.REWARD)
-        if reward and frozen(reward):
-            self.ledger.set_loop_state(LoopName.REWARD, rearm(reward), "the reward loop was re-armed")
+        with self.ledger.deciding:
+            reward = self.ledger.loop_state(LoopName.REWARD)
+            if reward and frozen(reward):
+                self.ledger.set_loop_state(LoopName.REWARD, rearm(reward), "the reward loop was re-armed")
         reason = self.trip()
         if reason:
             self.ledger.append(Entry(

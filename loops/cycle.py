@@ -16,7 +16,7 @@ from safety.bounds import Bounds
 from safety.inspection import inspect_model
 from state.jobs import JobFailed, Runner
 from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
-from state.records import Budget, Cycle, Outcome, Verdict, seed_from
+from state.records import Budget, Channel, Cycle, Outcome, Verdict, seed_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,10 @@ def run_cycle(
         return cycle.outcome
     refusal = house.bounds().admit(cycle.candidate)
     outcome = refusal.outcome() if refusal else attempt(house, loop, cycle, place)
-    state = loop.learn(ledger.loop_state(loop.name) or cycle.state, cycle.candidate, outcome)
-    return ledger.close_cycle(cycle, outcome, state)            # verdict, state and channel pointer: one transaction
+    with ledger.deciding:                                       # an operator's act comes before this, or after
+        outcome = overtaken(ledger, cycle) or outcome if outcome.verdict is Verdict.PROMOTED else outcome
+        state = loop.learn(ledger.loop_state(loop.name) or cycle.state, cycle.candidate, outcome)
+        return ledger.close_cycle(cycle, outcome, state)        # verdict, state and channel pointer: one transaction
 
 
 def attempt(house: House, loop: Loop, cycle: Cycle, place: tuple[int, ...]) -> Outcome:
@@ -76,6 +78,13 @@ def attempt(house: House, loop: Loop, cycle: Cycle, place: tuple[int, ...]) -> O
     except Exception as error:                                            # noqa: BLE001  a failure is a verdict
         outcome = Outcome(Verdict.CRASHED, f"{type(error).__name__}: {error}")
     return outcome.with_cost(bench.spent)
+
+
+def overtaken(ledger: Ledger, cycle: Cycle) -> Outcome | None:
+    """The outcome of an outermost cycle that beat a model which an operator has moved working away from since."""
+    if cycle.parent is not None or ledger.channel(Channel.WORKING) in (None, cycle.candidate.incumbent):
+        return None
+    return Outcome(Verdict.REJECTED, "working was moved while this was tried")
 
 
 def opened_inside(ledger: Ledger, parent: int, ordinal: int) -> int:

@@ -196,12 +196,6 @@ class Ledger:
         """
         outcome, new_state = cycles.recordable(outcome, state)
         promotes = cycle.parent is None and outcome.verdict is Verdict.PROMOTED
-        if promotes and self.channel(Channel.WORKING) not in (None, cycle.candidate.incumbent):
-            promotes = False                                # the operator moved working back while this was tried
-            outcome = replace(
-                outcome, verdict=Verdict.REJECTED, result=None,
-                reason=f"working was moved while this was tried; what it found: {outcome.reason}",
-            )
         moves = {Channel.WORKING: outcome.result} if promotes and outcome.result else {}
         self._refuse_absent(moves)
         with self.database.transaction() as connection:

@@ -9,11 +9,23 @@ from synthetic import BUDGET, World
 
 from loops.architecture.loop import ArchitectureLoop
 from loops.architecture.settings import ArchitectureSettings
+from loops.loop import Bench, Trial
 from loops.pipeline.loop import PipelineLoop, PipelineSettings
 from loops.pipeline.recipe import GRPO, Adapter, Stage
 from loops.reward.loop import RewardLoop, RewardSettings
 from state.jobs import JobSpec
-from state.records import Budget, Entry, Event, Row
+from state.records import (
+    Budget,
+    Candidate,
+    Channel,
+    Entry,
+    Event,
+    JsonObject,
+    LoopName,
+    Outcome,
+    Row,
+    Verdict,
+)
 
 BODY = [{"name": "t"}]
 SOURCES = {"a": "a" * 64}
@@ -42,6 +54,39 @@ def trained(
     rows = [row for row in world.ledger.rows(event=Event.OPENED) if row.parent is not None]
     world.close()
     return world.runner.ran, rows
+
+
+def test_what_an_operator_moved_working_away_from_cannot_be_promoted_over_him(tmp_path: Path) -> None:
+    """The cycle is rejected, and the loop learns that verdict and no other."""
+    world = World(tmp_path)
+    elsewhere = world.runner.keep("model", "skill-elsewhere", {"skill": 0.1})
+
+    class Overtaken:
+        """Its candidate wins, but while it runs an operator moves working."""
+
+        name = LoopName.ARCHITECTURE
+
+        def start(self) -> JsonObject:
+            return {"learned": None}
+
+        def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
+            return Candidate(self.name, {"kind": "keep"}, base, incumbent)
+
+        def run(self, candidate: Candidate, bench: Bench) -> Trial:
+            world.ledger.append(Entry(Event.ROLLBACK, "back"), move=(Channel.WORKING, elsewhere))
+            return Trial(world.start, {})
+
+        def judge(self, candidate: Candidate, trial: Trial) -> Outcome:
+            return Outcome(Verdict.PROMOTED, "better", trial.result)
+
+        def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
+            return {"learned": str(outcome.verdict)}
+
+    outcome = world.cycle(Overtaken(), 0)
+    assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, "working was moved while this was tried")
+    assert world.ledger.channel(Channel.WORKING) == elsewhere
+    assert world.ledger.loop_state(LoopName.ARCHITECTURE) == {"learned": "REJECTED"}
+    world.close()
 
 
 def test_rows_that_others_write_in_between_change_no_job(tmp_path: Path) -> None:

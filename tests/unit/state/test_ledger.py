@@ -54,16 +54,6 @@ def home(tmp_path: Path) -> Iterator[Home]:
     home.database.close()
 
 
-def test_a_cycle_does_not_move_working_when_an_operator_moved_it_meanwhile(home: Home) -> None:
-    home.ledger.append(Entry(Event.GENESIS, "began", result=home.old), move=dict.fromkeys(Channel, home.old))
-    cycle, elsewhere = home.open(), home.model("elsewhere")
-    home.ledger.append(Entry(Event.ROLLBACK, "back", result=elsewhere), move=(Channel.WORKING, elsewhere))
-    closed = home.ledger.close_cycle(cycle, Outcome(Verdict.PROMOTED, "better", home.new), {})
-    assert closed.verdict is Verdict.REJECTED
-    assert "working was moved" in closed.reason
-    assert home.ledger.channel(Channel.WORKING) == elsewhere
-
-
 def test_an_operator_changes_what_a_loop_remembers_and_the_row_says_so(home: Home) -> None:
     row = home.ledger.set_loop_state(LoopName.REWARD, {"strikes": 0}, "re-armed")
     assert home.ledger.loop_state(LoopName.REWARD) == {"strikes": 0}
