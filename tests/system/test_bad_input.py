@@ -143,6 +143,15 @@ def test_a_vault_that_overlaps_the_training_data_is_refused(fresh: Path) -> None
     assert channels(fresh) == {}
 
 
+@pytest.mark.parametrize(("old", "new", "what"), [
+    ('parents = ["models/expert-maths", ', 'parents = [', "models"),
+    ('maths = "models/data/expert_maths.jsonl"\n', "", "data"),
+])
+def test_models_and_data_that_changed_since_the_start_are_refused(life: Path, old: str, new: str, what: str) -> None:
+    edited("kaizend.toml", old, new)(life)
+    assert f"the {what} of kaizend.toml are not those" in complaint(kaizend(life, "run", "--cycles", "1"), 78)
+
+
 def test_tasks_that_changed_since_the_vault_was_drawn_are_refused(life: Path) -> None:
     edited("kaizend.toml", "vault_items = 2000", "vault_items = 2001")(life)
     before = channels(life), len(rows(life))
