@@ -29,7 +29,7 @@ from safety.bounds import DEFAULT_TOML
 from state.errors import UserError
 from state.records import Event, Row
 
-DEMO_CYCLES = 90
+DEMO_CYCLES = 120
 MODELS = ("base", "expert-maths", "expert-language")
 
 CONFIG_TOML = """\
@@ -76,7 +76,7 @@ device = "cpu"
 
 [architecture]
 coarse_proposals = 24
-patience = 20
+patience = 40
 merges_between = 6
 inner_trials = 6
 fitness_items = 192
