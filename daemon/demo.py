@@ -78,12 +78,12 @@ device = "cpu"
 coarse_proposals = 24
 patience = 40
 merges_between = 6
-inner_trials = 6
+inner_trials = 4
 fitness_items = 192
 fresh_items = 1024
 
 [pipeline]
-rungs = 2
+rungs = 1
 segment_steps = 16
 fresh_items = 1024
 

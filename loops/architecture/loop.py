@@ -154,7 +154,10 @@ class ArchitectureLoop:
         return bench.job("build", inputs, {"change": _genome(change)}).outputs["model"]
 
     def _train(self, model: str, bench: Bench) -> str:
-        """The best promoted result of the inner loop's child cycles on `model`, or `model` itself."""
+        """The best promoted result of the inner loop's child cycles on `model`, or `model` itself.
+
+        A recipe that was carried out in full and promoted is built upon: what follows starts from its result.
+        """
         best, tokens = model, self.settings.inner_tokens
         for _ in range(self.settings.inner_trials):
             if tokens <= 0 or bench.left.tokens <= 0 or bench.left.trials <= 0:
@@ -164,6 +167,7 @@ class ArchitectureLoop:
             tokens -= outcome.cost.tokens
             if outcome.verdict is Verdict.PROMOTED and outcome.result is not None:
                 best = outcome.result
+                model = best if outcome.evidence.get("complete") else model
         return best
 
     def _train_and_compare(self, model: str, bench: Bench) -> Trial:

@@ -99,7 +99,7 @@ class PipelineLoop:
         if chosen is None:
             knowledge = Knowledge(state["payoffs"], {k: [e["genes"] for e in v] for k, v in state["best"].items()},
                                   state["limits"])
-            chosen = fresh(configurations, self.settings.space, sorted(self.sources), knowledge, seed)
+            chosen = fresh(configurations, self._space(state, base), sorted(self.sources), knowledge, seed)
         model = chosen.model or base
         change = {
             "recipe": chosen.recipe.to_json(), "genes": dict(chosen.genes), "config": chosen.id, "study": base,
@@ -128,7 +128,7 @@ class PipelineLoop:
         recipe, rung = candidate.change["recipe"], candidate.change["rung"]
         evidence = {
             "stage": recipe["stage"], "rung": rung, "from_step": candidate.change["from_step"],
-            "reached": values["reached"], "comparison": comparison, "training": values["training"],
+            "reached": values["reached"], "complete": values["reached"] >= recipe["steps"], "comparison": comparison, "training": values["training"],
         }
         lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources", "tokens")}
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
@@ -169,6 +169,12 @@ class PipelineLoop:
             "best": best, "limits": limits.added(state["limits"], limit),
             "tokens": _token_rate(state["tokens"], change, lesson),
         }
+
+    def _space(self, state: JsonObject, base: str) -> Space:
+        """The space of recipes, the stage that made the base last: another one has more to add."""
+        made = [c.recipe.stage for study in state["studies"] for c in _configurations(study) if c.model == base]
+        stages = self.settings.stages
+        return replace(self.settings.space, stages=tuple(sorted(stages, key=lambda stage: stage in made)))
 
     def _affordable(self, change: JsonObject, bench: Bench) -> int:
         """The step to which the tokens that are left suffice, by what this stage has used so far."""
