@@ -9,6 +9,7 @@ Controls are jobs like any other, made after the loops have stopped, so that not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from rich.table import Table as Grid
 
 from daemon.wiring import Works
 from loops.architecture.genome import Definition, Operator
+from safety.eprocess import EProcess
 from state.jobs import JobFailed, JobSpec
 from state.records import Channel, Event, JsonObject, LoopName, Row, Split, Verdict
 
@@ -79,7 +81,7 @@ def table_of(works: Works) -> Table:
     models = {name: digest for name, digest in models.items() if name not in order} | {n: models[n] for n in order}
     scores, columns = _scores(works, models)
     releases = tuple(works.ledger.rows(event=Event.RELEASE))
-    return Table(scores, columns, releases, tuple(notes))
+    return Table(scores, columns, releases, (_against_the_better_parent(works), *notes))
 
 
 def _models(works: Works) -> dict[str, str]:
@@ -159,6 +161,23 @@ def better_parent(works: Works) -> str:
     begun = works.beginnings
     scores, _ = _search_scores(works, {digest: digest for digest in begun.parents})
     return max(begun.parents, key=lambda digest: sum(found["mean"] for found in scores[digest].values()))
+
+
+def _against_the_better_parent(works: Works) -> str:
+    """Stable beside the better parent, item by item on the whole vault: the gain and its e-value."""
+    begun, stable, parent = works.beginnings, works.ledger.channel(Channel.STABLE), better_parent(works)
+    assert stable
+    inputs = {"model:new": stable, "model:old": parent, "vault": begun.vault}
+    params = {"tasks": [task.to_json() for task in begun.targets], "split": str(Split.VAULT)}
+    result = works.runner.run(JobSpec("report", inputs, params, works.settings.seed, works.house.code))
+    kept = works.registry.path(result.outputs["scores"])
+    scores = json.loads((kept if kept.is_file() else next(kept.glob("*.json"))).read_text())
+    new, old = ([score for task in scores[name].values() for score in task["scores"]] for name in ("new", "old"))
+    process = EProcess()
+    process.extend(a - b for a, b in zip(new, old, strict=True))
+    name = works.settings.models.parents[begun.parents.index(parent)].rsplit("/", 1)[-1]
+    gain = 100 * (sum(new) - sum(old)) / len(new)
+    return f"stable against {name}, the better parent, on the vault: {gain:+.1f} points, E = {process.e:.3g}"
 
 
 def _without_merge(works: Works) -> str | None:

@@ -37,7 +37,7 @@ CONFIG_TOML = """\
 seed = {seed}
 
 [models]
-start = "models/expert-maths"
+start = "models/base"
 base = "models/base"
 parents = ["models/expert-maths", "models/expert-language"]
 

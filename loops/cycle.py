@@ -8,7 +8,7 @@ walks through the same children.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from loops.loop import Bench, Loop
@@ -17,6 +17,8 @@ from safety.inspection import inspect_model
 from state.jobs import JobFailed, Runner
 from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
 from state.records import Budget, Channel, Cycle, Outcome, Verdict, seed_from
+
+OVERTAKEN = "working was moved while this was tried"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ def run_cycle(
     refusal = house.bounds().admit(cycle.candidate)
     outcome = refusal.outcome() if refusal else attempt(house, loop, cycle, place)
     with ledger.deciding:                                       # an operator's act comes before this, or after
-        outcome = overtaken(ledger, cycle) or outcome if outcome.verdict is Verdict.PROMOTED else outcome
+        if outcome.verdict is Verdict.PROMOTED and overtaken(ledger, cycle):
+            outcome = replace(outcome, verdict=Verdict.REJECTED, result=None, reason=OVERTAKEN)
         state = loop.learn(ledger.loop_state(loop.name) or cycle.state, cycle.candidate, outcome)
         return ledger.close_cycle(cycle, outcome, state)        # verdict, state and channel pointer: one transaction
 
@@ -80,11 +83,9 @@ def attempt(house: House, loop: Loop, cycle: Cycle, place: tuple[int, ...]) -> O
     return outcome.with_cost(bench.spent)
 
 
-def overtaken(ledger: Ledger, cycle: Cycle) -> Outcome | None:
-    """The outcome of an outermost cycle that beat a model which an operator has moved working away from since."""
-    if cycle.parent is not None or ledger.channel(Channel.WORKING) in (None, cycle.candidate.incumbent):
-        return None
-    return Outcome(Verdict.REJECTED, "working was moved while this was tried")
+def overtaken(ledger: Ledger, cycle: Cycle) -> bool:
+    """Whether an outermost cycle beat a model that an operator has moved working away from since."""
+    return cycle.parent is None and ledger.channel(Channel.WORKING) not in (None, cycle.candidate.incumbent)
 
 
 def opened_inside(ledger: Ledger, parent: int, ordinal: int) -> int:

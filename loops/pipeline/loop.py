@@ -128,7 +128,8 @@ class PipelineLoop:
         recipe, rung = candidate.change["recipe"], candidate.change["rung"]
         evidence = {
             "stage": recipe["stage"], "rung": rung, "from_step": candidate.change["from_step"],
-            "reached": values["reached"], "complete": values["reached"] >= recipe["steps"], "comparison": comparison, "training": values["training"],
+            "reached": values["reached"], "complete": values["reached"] >= recipe["steps"],
+            "comparison": comparison, "training": values["training"],
         }
         lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources", "tokens")}
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"

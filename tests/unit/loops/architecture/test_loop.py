@@ -192,6 +192,18 @@ def test_training_climbs_from_child_to_child_within_its_tokens_and_is_compared_o
     assert state["trained"] == ["t3"]
 
 
+def test_training_builds_upon_a_promoted_recipe_once_it_was_carried_out_in_full() -> None:
+    loop, seen = loop_of(), []
+
+    def child(base: str, incumbent: str, budget: Budget) -> Outcome:
+        seen.append((base, incumbent))
+        evidence = {"complete": len(seen) == 2}
+        return Outcome(Verdict.PROMOTED, "", f"t{len(seen)}", evidence, cost=Cost(tokens=30))
+
+    once(loop, keeping(loop.start()), answering(lambda spec: screened(0.1, None, 0.01)), children=child)
+    assert seen[:3] == [("w", "w"), ("w", "t1"), ("t2", "t2")]
+
+
 def test_a_training_stops_when_the_cycle_has_no_trials_left() -> None:
     loop, count = loop_of(), []
     candidate = Candidate(loop.name, {"kind": "keep"}, "w", "w")

@@ -192,6 +192,16 @@ def test_a_new_base_model_has_a_study_of_its_own_and_keeps_what_was_learned(worl
     assert outcome.verdict in (Verdict.PROMOTED, Verdict.REJECTED)
 
 
+def test_on_a_model_that_one_stage_made_another_stage_goes_first(world):
+    loop = pipeline(world, rungs=1)
+    world.cycle(loop, 0)
+    state = world.state(loop)
+    made = state["studies"][0]["configurations"][0]["model"]
+    assert loop.propose(state, world.start, world.start, 1).change["recipe"]["stage"] == "grpo"
+    assert loop.propose(state, made, made, 1).change["recipe"]["stage"] == "grpo"
+    assert loop.propose(state, "f" * 64, "f" * 64, 1).change["recipe"]["stage"] == "sft"
+
+
 def test_a_second_timeout_gives_a_recipe_up_but_the_first_does_not(world):
     def fail(spec):
         raise JobFailed("too slow", Verdict.TIMED_OUT)
