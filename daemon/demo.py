@@ -29,7 +29,7 @@ from safety.bounds import DEFAULT_TOML
 from state.errors import UserError
 from state.records import Event, Row
 
-DEMO_CYCLES = 120
+DEMO_CYCLES = 100
 MODELS = ("base", "expert-maths", "expert-language")
 
 CONFIG_TOML = """\
