@@ -186,12 +186,12 @@ def make_models(folder: Path, seed: int, console: Console) -> None:
     if models.is_dir():
         return
     shutil.rmtree(partial, ignore_errors=True)
-    command = [
-        sys.executable, "-m", "loops.work.pretrain", str(partial), "--seed", str(seed),
-        "--threads", str(os.cpu_count() or 1),
-    ]
+    command = [sys.executable, "-m", "loops.work.pretrain", str(partial), "--seed", str(seed), "--threads", "1"]
     with console.status("training a base model and two experts from nothing") as status:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
             status.update(f"training from nothing: {line.strip()}")
