@@ -37,7 +37,7 @@ def change_in_words(change: JsonObject) -> str:
         shaping = change["shaping"] or {}
         weights = {name: value for name, value in (shaping.get("weights") or {}).items() if value}
         paid = ", ".join(f"{name} {value:.2f}" for name, value in weights.items())
-        return f"shaping by {paid}" if paid else "zero shaping"
+        return f"segment, shaping by {paid}" if paid else "segment, zero shaping"
     if "recipe" in change:
         recipe = change["recipe"]
         parts = [recipe.get("stage", "?"), f"lr {recipe.get('learning_rate', 0):.2g}"]
