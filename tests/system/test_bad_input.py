@@ -75,9 +75,9 @@ def with_something_in_the_way(folder: Path) -> None:
     (with_remote_code, "auto_map: code that comes with a model is never run"),
     (with_truncated_weights, "model.safetensors: truncated"),
     (edited("models/base/README.md", "apache-2.0", "cc-by-nc-4.0"), "licence 'cc-by-nc-4.0' is not in supply.licences"),
-    (edited("kaizend.toml", "seed = 5", "seed = = 5"), "kaizend.toml: not valid TOML"),
+    (edited("kaizend.toml", "seed = 8", "seed = = 5"), "kaizend.toml: not valid TOML"),
     (edited("bounds.toml", "[rate]", "[rate"), "bounds.toml: not valid TOML"),
-    (edited("kaizend.toml", "seed = 5", "sede = 5"), "kaizend.toml: sede: unknown key"),
+    (edited("kaizend.toml", "seed = 8", "sede = 5"), "kaizend.toml: sede: unknown key"),
     (edited("kaizend.toml", "patience", "patients"), "kaizend.toml: architecture.patients: unknown key"),
     (edited("kaizend.toml", "stop_seconds = 5", 'stop_seconds = "x"'), "kaizend.toml: service.stop_seconds: "),
     (edited("kaizend.toml", 'name = "maths1"', 'name = "maths2"'), "two tasks have the same name"),
@@ -104,7 +104,7 @@ def test_differing_tokens_and_unknown_bounds_are_named(fresh: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [
-    edited("kaizend.toml", "seed = 5", "sede = 5"), edited("bounds.toml", "[rate]", "[rate"), with_something_in_the_way,
+    edited("kaizend.toml", "seed = 8", "sede = 5"), edited("bounds.toml", "[rate]", "[rate"), with_something_in_the_way,
 ])
 def test_under_systemd_the_exit_code_says_that_a_restart_would_not_help(fresh: Path, spoil: Spoil) -> None:
     spoil(fresh)
