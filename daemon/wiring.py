@@ -32,6 +32,8 @@ from state.jobbook import JobBook
 from state.ledger import Ledger
 from state.records import Actor, Cost, Entry, Event, JsonObject, LoopName, Row
 from state.registry import Registry
+from state.signed import signed_ledger
+from state.signer import OnHead, OnMissed
 
 GIB = 2**30
 VERDICTS_LOOKED_AT = 50
@@ -117,7 +119,8 @@ def device_of(settings: Settings) -> str:
 
 def wire(
     settings: Settings, places: Places, *, on_row: OnRow = lambda row: None,
-    on_progress: OnProgress = lambda kind, done, note: None,
+    on_progress: OnProgress = lambda kind, done, note: None, on_head: OnHead = lambda head: None,
+    on_missed: OnMissed = lambda reason: None,
 ) -> Works:
     """Lock the state folder, open and repair it, start the workers and read or make the beginnings.
 
@@ -133,7 +136,10 @@ def wire(
         database.migrate()
         registry = Registry(places.state, database)
         registry.reconcile()
-        ledger = Ledger(database, registry, on_row=on_row)
+        ledger = signed_ledger(
+            database, registry, places.signing_key, places.public_key, places.heads_file, on_row=on_row,
+            on_head=on_head, on_missed=on_missed,
+        )
         flags = Flags()
         jobbook = JobBook(database)
         code = code_version()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from state.chain import START, check_channels, check_rows
 from state.errors import StateError
+from state.heads import NAMING, Head
 from state.records import Budget, Candidate, Cycle, JsonObject, LoopName, Outcome, Row
 
 JSON_COLUMNS = ("change", "evidence", "cost")
@@ -39,6 +41,15 @@ class Reading:
 
     def close(self) -> None:
         self._connection.close()
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Inside, everything is read from one committed state, whatever the daemon writes meanwhile."""
+        self._all("BEGIN")
+        try:
+            yield
+        finally:
+            self._all("ROLLBACK")
 
     # ---------------------------------------------------------------- rows
 
@@ -87,6 +98,20 @@ class Reading:
         while page := self._all("SELECT * FROM ledger WHERE id > ? ORDER BY id LIMIT ?", last, PAGE):
             yield from map(_row, page)
             last = page[-1]["id"]
+
+    def links(self) -> Iterator[JsonObject]:
+        """What `heads.HeadCheck` takes, of all rows in the order in which they are kept."""
+        names = ", ".join(f"'{event}'" for event in NAMING)
+        bodies = ", ".join(f"CASE WHEN event IN ({names}) THEN {name} END AS {name}" for name in ("change", "evidence"))
+        query, last = f"SELECT id, hash, event, parent, {bodies} FROM ledger WHERE id > ? ORDER BY id LIMIT ?", -1
+        while page := self._all(query, last, PAGE):
+            for found in page:
+                yield dict(found) | {name: _value(found[name]) for name in ("change", "evidence")}
+            last = page[-1]["id"]
+
+    def heads(self) -> list[Head]:
+        """The signed heads, oldest first."""
+        return [Head(**dict(found)) for found in self._all("SELECT * FROM heads ORDER BY row")]
 
     def rows_with_result(self, digest: str) -> list[Row]:
         """The rows out of which a model came, oldest first: where it comes from."""
