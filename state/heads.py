@@ -91,7 +91,7 @@ class HeadCheck:
         head = self.heads.get(id)
         if head is None:
             if self.key is not None and is_signed(row["event"], row["parent"]):
-                self.problems.append(f"row {id} is not signed, and a {row['event']} row of its kind always is")
+                self.problems.append(f"row {id} is not signed, and every {row['event']} row of its kind is")
             return
         self.seen.add(id)
         self.key = self.key or head.key

@@ -10,6 +10,7 @@ killed in between is made again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 from state.database import Database
@@ -18,6 +19,7 @@ from state.heads import Head, short
 from state.ledger import Ledger
 from state.records import Entry, Event, Row
 from state.registry import Registry
+from state.rows import utc_now
 from state.signer import Signer
 from state.signing import SigningKey, make_key, read_key, read_public, write_public
 
@@ -25,7 +27,7 @@ from state.signing import SigningKey, make_key, read_key, read_public, write_pub
 def signed_ledger(
     database: Database, registry: Registry, private: Path, public: Path, elsewhere: Path | None = None, *,
     on_row: Callable[[Row], None] = lambda row: None, on_head: Callable[[Head], None] = lambda head: None,
-    on_missed: Callable[[str], None] = lambda reason: None,
+    on_missed: Callable[[str], None] = lambda reason: None, clock: Callable[[], datetime] = utc_now,
 ) -> Ledger:
     """The ledger of a database, and its signer brought up to date. `private` and `public` are the files of the key.
 
@@ -34,7 +36,7 @@ def signed_ledger(
     known = read_public(public)
     key = _key(private, public, known)
     signer = Signer(database, key, elsewhere, on_head, on_missed)
-    ledger = Ledger(database, registry, on_row=on_row, signer=signer)
+    ledger = Ledger(database, registry, clock, on_row, signer)
     last, written = signer.last(), ledger.head()[0] > 0
     before = last.key if last is not None else None
     if known is not None and written and before != known:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, insert, select
 
 from state import rows
 from state.database import Database
-from state.errors import ConfigurationError, in_one_line
+from state.errors import ConfigurationError, StateError, in_one_line
 from state.failpoints import failpoint
 from state.files import sync
 from state.heads import Head, is_signed, read_heads
@@ -92,6 +92,8 @@ class Signer:
             self._copy()
         except OSError as error:
             raise ConfigurationError(str(in_one_line("append to", Path(str(self.elsewhere)), error))) from error
+        except StateError as error:
+            raise ConfigurationError(str(error)) from error
         if last is not None:
             self.on_head(last)
 
