@@ -56,7 +56,7 @@ def audit_file(file: Path, key: Path | None, heads: Path | None, as_json: bool) 
     """The same for an exported ledger, without a state folder: chain, signatures and decisions."""
     exported = LedgerFile(file)
     trust = Trust.of((named_key(key), str(key)) if key else (exported.key, "the export itself"), heads)
-    chain = check_rows(exported.rows()) + exported.problems
+    chain = check_rows(exported.rows())
     check, signatures = check_signatures(exported.rows(), exported.heads, trust)
     deciding = [row for row in exported.rows() if row["event"] in (Event.NOMINATED, Event.RELEASE)]
     decisions = [] if chain else audit_releases(deciding, exported.scores_of)
@@ -64,7 +64,7 @@ def audit_file(file: Path, key: Path | None, heads: Path | None, as_json: bool) 
         "rows": exported.head[0], "head": exported.head[1], "decisions": 0 if chain else _recomputable(deciding),
         "heads": len(check.heads), "signed": check.signed, "key": check.key,
     }
-    return _said(body, [*chain, *signatures, *decisions], bool(chain), as_json)
+    return _said(body, [*exported.problems, *chain, *signatures, *decisions], bool(chain), as_json)
 
 
 def _said(body: JsonObject, problems: list[str], broken: bool, as_json: bool) -> int:
@@ -74,7 +74,7 @@ def _said(body: JsonObject, problems: list[str], broken: bool, as_json: bool) ->
     for problem in problems:
         words.write(f"PROBLEM  {problem}\n")
     artefacts = f"{body['artefacts']} artefacts, " if "artefacts" in body else ""
-    signed = f"signed up to row {body['signed']} with key {short(body['key'])}" if body["key"] else "never signed"
+    signed = f"signed up to row {body['signed']} with key {short(body['key'])}" if body["signed"] else "not signed"
     words.write(
         f"{'everything holds' if holds else 'it does not hold'}: {body['rows']} rows, {signed}, {artefacts}"
         f"{'no' if broken else body['decisions']} decisions of the gate recomputed"

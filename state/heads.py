@@ -22,6 +22,7 @@ from state.records import Event, JsonObject
 SIGNING_KEY = "signing_key"      # in the evidence of a GENESIS row: the key in force from the beginning
 NAMING = (Event.GENESIS, Event.KEY)
 SHOWN = 12                       # digits of a key that people see
+REWRITTEN = "the ledger was rewritten at it or before it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,11 @@ class HeadCheck:
 
     heads: Mapping[int, Head]
     genuine: Genuine
-    problems: list[str] = field(default_factory=list)
     key: str | None = None
     signed: int = 0                                            # the last row that its head fits
     last: int = 0
     seen: set[int] = field(default_factory=set)                # the rows of which there is a head
-    strangers: list[int] = field(default_factory=list)         # signed rows that are not the ones signed
+    wrong: dict[str, list[int]] = field(default_factory=dict)  # problem, with a place for a row: the rows that have it
 
     def take(self, row: Mapping[str, Any]) -> None:
         """The next row, in the order in which rows are kept: id, hash, event, parent; of NAMING ones also change and
@@ -91,16 +91,16 @@ class HeadCheck:
         head = self.heads.get(id)
         if head is None:
             if self.key is not None and is_signed(row["event"], row["parent"]):
-                self.problems.append(f"row {id} is not signed, and every {row['event']} row of its kind is")
+                self._note("row {} is not signed, and every row of its kind is", id)
             return
         self.seen.add(id)
         self.key = self.key or head.key
         if head.key != self.key:
-            self.problems.append(f"the head of row {id} is signed with key {short(head.key)}, not {short(self.key)}")
+            self._note(f"the head of row {{}} is signed with key {short(head.key)}, not {short(self.key)}", id)
         elif not self.genuine(head):
-            self.problems.append(f"the signature of row {id} is not one of key {short(self.key)}")
+            self._note(f"the signature of row {{}} is not one of key {short(self.key)}", id)
         elif head.hash != row["hash"]:
-            self.strangers.append(id)
+            self._note(f"row {{}} is not the one that was signed: {REWRITTEN}", id)
         else:
             self.signed = id
 
@@ -110,14 +110,16 @@ class HeadCheck:
             return
         expected = (None, named) if row["event"] == Event.GENESIS else (row["change"].get("before"),)
         if self.key not in expected:
-            self.problems.append(f"row {row['id']} names key {short(named)}, but the rows before it are signed with "
-                                 f"{short(self.key)}")
+            self._note(f"row {{}} names key {short(named)}, but the rows before it are signed with {short(self.key)}",
+                       row["id"])
         self.key = named
+
+    def _note(self, problem: str, row: int) -> None:
+        self.wrong.setdefault(problem, []).append(row)
 
     def result(self, trusted: str | None, where: str) -> list[str]:
         """All that is wrong, one line each. `trusted` is the key that `where` holds; None where there is none."""
-        found = list(self.problems)
-        found += _strangers(self.strangers, "was signed")
+        found = [_line(problem, rows) for problem, rows in self.wrong.items()]
         gone = sorted(self.heads.keys() - self.seen)
         found += [f"row {id} is missing: a head of it is signed" for id in gone if id <= self.last]
         beyond = [id for id in gone if id > self.last]
@@ -125,9 +127,9 @@ class HeadCheck:
             found.append(f"rows {self.last + 1} to {beyond[-1]} are missing: a head of row {beyond[-1]} is signed")
         if trusted is None and self.key is not None:
             found.append(f"there is no public key in {where}: nothing says whose the signatures are")
-        elif trusted is not None and self.key is None:
+        elif trusted is not None and self.key is None and self.last:
             found.append(f"no head is signed, although {where} holds the key of one who signs")
-        elif trusted != self.key:
+        elif trusted is not None and self.key not in (None, trusted):
             found.append(f"the heads are signed with key {short(self.key)}, but {where} holds {short(trusted)}")
         return found
 
@@ -140,9 +142,10 @@ def check_elsewhere(
     `hashes` are those of the ledger's rows, at least of the ones that the heads speak of; `last` is the last row.
     """
     forged = [head.row for head in heads if not genuine(head)]
-    found = [f"{where}: the signature of its head of row {row} does not fit" for row in forged]
+    found = [_line(f"the signature of row {{}} in {where} does not fit", forged)] if forged else []
     strangers = sorted({head.row for head in heads if head.row in hashes and hashes[head.row] != head.hash})
-    found += _strangers(strangers, f"{where} knows")
+    if strangers:
+        found.append(_line(f"row {{}} is not the one that {where} knows: {REWRITTEN}", strangers))
     beyond = max((head.row for head in heads if head.row not in hashes), default=0)
     if beyond > last:
         found.append(f"rows {last + 1} to {beyond} are missing: {where} holds a head of row {beyond}")
@@ -156,11 +159,9 @@ def short(key: str | None) -> str:
     return (key or "none")[:SHOWN]
 
 
-def _strangers(rows: Sequence[int], what: str) -> list[str]:
-    if not rows:
-        return []
-    more = f" (and {len(rows) - 1} more rows)" if rows[1:] else ""
-    return [f"row {rows[0]} is not the one that {what}: the ledger was rewritten at it or before it{more}"]
+def _line(problem: str, rows: Sequence[int]) -> str:
+    """One line for all rows that have the same problem: one rewritten row may take hundreds of heads with it."""
+    return problem.format(rows[0]) + (f" (and so {len(rows) - 1} more)" if rows[1:] else "")
 
 
 def read_heads(file: Path) -> list[Head]:

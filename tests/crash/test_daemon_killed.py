@@ -32,12 +32,15 @@ IN_WORKERS = {"checkpoint.before", "checkpoint.unsealed", "checkpoint.unnamed", 
 AFTER_A_KILL = {"registry.finish.before", "registry.finish.after"}
 AT_THE_FIRST_START = {
     "database.migrate.before", "database.migrate.after", "registry.copy.before", "registry.copy.after",
+    "signing.made.before", "signing.made.after", "signing.public.before", "signing.public.after",
 }
 NOT_IN_A_CYCLE = {
     "database.backup.before": "only `kaizend backup` and a migration of an old file pass it: test_state_kills kills it",
     "registry.remove.before": "only `kaizend gc` passes it, while no daemon runs: test_state_kills kills it",
     "registry.remove.between": "as registry.remove.before",
     "registry.remove.after": "as registry.remove.before",
+    "signer.last.before": "only a stop that parks passes it: test_state_kills kills it",
+    "signer.last.after": "as signer.last.before",
 }
 IN_CYCLES = [
     point for point in POINTS if point not in {*IN_WORKERS, *AT_THE_FIRST_START, *AFTER_A_KILL, *NOT_IN_A_CYCLE}
@@ -52,7 +55,8 @@ RECOVERIES = [                  # a kill, and a second one in the start that bri
     ("ledger.close.before", "ledger.attempt.after"),
 ]
 A_FEW = [
-    "ledger.append.before:2", "registry.adopt.renamed:2", "jobbook.finished.before:2", "ledger.close.after",
+    "signer.copied.before", "ledger.append.before:2", "registry.adopt.renamed:2", "jobbook.finished.before:2",
+    "ledger.close.after",
 ]
 NewLife = Callable[..., Life]
 

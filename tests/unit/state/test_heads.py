@@ -65,14 +65,14 @@ def test_a_rewritten_row_is_found_at_the_next_head(keys: list[SigningKey]) -> No
     rows = life(keys[0])
     rows[3]["reason"] = "better"
     assert check(rechained(rows), heads, keys[0].public) == [
-        "row 6 is not the one that was signed: the ledger was rewritten at it or before it (and 1 more rows)"
+        "row 6 is not the one that was signed: the ledger was rewritten at it or before it (and so 1 more)"
     ]
 
 
 def test_rows_and_heads_that_were_cut_off_inside_are_found(keys: list[SigningKey]) -> None:
     rows, heads = life(keys[0]), sign(life(keys[0]), keys[0])
     assert check(rows[:6], heads, keys[0].public) == ["rows 7 to 7 are missing: a head of row 7 is signed"]
-    assert check(rows, heads[:-1], keys[0].public) == ["row 7 is not signed, and every release row of its kind is"]
+    assert check(rows, heads[:-1], keys[0].public) == ["row 7 is not signed, and every row of its kind is"]
     assert check(rows[:6], heads[:-1], keys[0].public) == []        # only a head kept elsewhere shows this
     hashes = {r["id"]: r["hash"] for r in rows[:6]}
     assert check_elsewhere(hashes, 6, heads, genuine, "journal") == [

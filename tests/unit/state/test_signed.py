@@ -155,7 +155,7 @@ def test_a_ledger_that_was_rewritten_with_its_heads_taken_away_is_not_signed_ane
     assert "by the head in " in refused(root)                            # the file elsewhere knows row 2
     (root / "heads.jsonl").unlink()
     closed(opened(root))
-    assert signature_problems(root) == ["row 2 is not signed, and every operator row of its kind is"]
+    assert signature_problems(root) == ["row 2 is not signed, and every row of its kind is"]
 
 
 def test_a_ledger_stripped_of_all_signatures_is_not_signed_anew(root: Path) -> None:
