@@ -81,7 +81,7 @@ class HeadCheck:
     signed: int = 0                                            # the last row that its head fits
     last: int = 0
     seen: set[int] = field(default_factory=set)                # the rows of which there is a head
-    wrong: dict[str, list[int]] = field(default_factory=dict)  # problem, with a place for a row: the rows that have it
+    wrong: dict[tuple[str, str], list[int]] = field(default_factory=dict)       # words around rows: the rows
 
     def take(self, row: Mapping[str, Any]) -> None:
         """The next row, in the order in which rows are kept: id, hash, event, parent; of NAMING ones also change and
@@ -91,16 +91,16 @@ class HeadCheck:
         head = self.heads.get(id)
         if head is None:
             if self.key is not None and is_signed(row["event"], row["parent"]):
-                self._note("row {} is not signed, and every row of its kind is", id)
+                self._note("", id, "is not signed, and every row of its kind is")
             return
         self.seen.add(id)
         self.key = self.key or head.key
         if head.key != self.key:
-            self._note(f"the head of row {{}} is signed with key {short(head.key)}, not {short(self.key)}", id)
+            self._note("the head of ", id, f"is signed with key {short(head.key)}, not {short(self.key)}")
         elif not self.genuine(head):
-            self._note(f"the signature of row {{}} is not one of key {short(self.key)}", id)
+            self._note("the signature of ", id, f"is not one of key {short(self.key)}")
         elif head.hash != row["hash"]:
-            self._note(f"row {{}} is not the one that was signed: {REWRITTEN}", id)
+            self._note("", id, f"is not the one that was signed: {REWRITTEN}")
         else:
             self.signed = id
 
@@ -110,16 +110,17 @@ class HeadCheck:
             return
         expected = (None, named) if row["event"] == Event.GENESIS else (row["change"].get("before"),)
         if self.key not in expected:
-            self._note(f"row {{}} names key {short(named)}, but the rows before it are signed with {short(self.key)}",
-                       row["id"])
+            self._note(
+                "", row["id"], f"names key {short(named)}, but the rows before it are signed with {short(self.key)}"
+            )
         self.key = named
 
-    def _note(self, problem: str, row: int) -> None:
-        self.wrong.setdefault(problem, []).append(row)
+    def _note(self, before: str, row: int, after: str) -> None:
+        self.wrong.setdefault((before, after), []).append(row)
 
     def result(self, trusted: str | None, where: str) -> list[str]:
         """All that is wrong, one line each. `trusted` is the key that `where` holds; None where there is none."""
-        found = [_line(problem, rows) for problem, rows in self.wrong.items()]
+        found = [_line(before, rows, after) for (before, after), rows in self.wrong.items()]
         gone = sorted(self.heads.keys() - self.seen)
         found += [f"row {id} is missing: a head of it is signed" for id in gone if id <= self.last]
         beyond = [id for id in gone if id > self.last]
@@ -142,10 +143,10 @@ def check_elsewhere(
     `hashes` are those of the ledger's rows, at least of the ones that the heads speak of; `last` is the last row.
     """
     forged = [head.row for head in heads if not genuine(head)]
-    found = [_line(f"the signature of row {{}} in {where} does not fit", forged)] if forged else []
+    found = [_line("the signature of ", forged, f"in {where} does not fit")] if forged else []
     strangers = sorted({head.row for head in heads if head.row in hashes and hashes[head.row] != head.hash})
     if strangers:
-        found.append(_line(f"row {{}} is not the one that {where} knows: {REWRITTEN}", strangers))
+        found.append(_line("", strangers, f"is not the one that {where} knows: {REWRITTEN}"))
     beyond = max((head.row for head in heads if head.row not in hashes), default=0)
     if beyond > last:
         found.append(f"rows {last + 1} to {beyond} are missing: {where} holds a head of row {beyond}")
@@ -156,12 +157,12 @@ def check_elsewhere(
 
 def short(key: str | None) -> str:
     """A key as people see it."""
-    return (key or "none")[:SHOWN]
+    return "".join(filter(str.isalnum, key[:SHOWN])) if key else "none"
 
 
-def _line(problem: str, rows: Sequence[int]) -> str:
+def _line(before: str, rows: Sequence[int], after: str) -> str:
     """One line for all rows that have the same problem: one rewritten row may take hundreds of heads with it."""
-    return problem.format(rows[0]) + (f" (and so {len(rows) - 1} more)" if rows[1:] else "")
+    return f"{before}row {rows[0]} {after}" + (f" (and so {len(rows) - 1} more)" if rows[1:] else "")
 
 
 def read_heads(file: Path) -> list[Head]:

@@ -111,7 +111,8 @@ class Reading:
 
     def heads(self) -> list[Head]:
         """The signed heads, oldest first."""
-        return [Head(**dict(found)) for found in self._all("SELECT * FROM heads ORDER BY row")]
+        found = self._all("SELECT row, hash, time, key, signature FROM heads ORDER BY row")
+        return [Head(row, *map(str, texts)) for row, *texts in found]
 
     def rows_with_result(self, digest: str) -> list[Row]:
         """The rows out of which a model came, oldest first: where it comes from."""
