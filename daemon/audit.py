@@ -132,4 +132,4 @@ def _decisions(places: Places, reading: Reading) -> tuple[list[str], int]:
 
 
 def _recomputable(rows: Iterable[JsonObject]) -> int:
-    return sum("scores" in row["evidence"] for row in rows)
+    return sum(isinstance(row["evidence"], dict) and "scores" in row["evidence"] for row in rows)

@@ -131,7 +131,8 @@ def _copy_database(source: Path, target: Path) -> None:
 def restore_backup(config: Path | None, file: Path) -> None:
     """Fill an empty state folder from a backup that verifies; on any problem the folder is left as it was."""
     from daemon.audit import audit
-    from daemon.trust import Trust, key_of
+    from daemon.trust import Trust
+    from state.signing import read_public
 
     places = places_of(config)
     if places.state.exists() and (not places.state.is_dir() or any(places.state.iterdir())):
@@ -143,7 +144,8 @@ def restore_backup(config: Path | None, file: Path) -> None:
     try:
         _unpack(file, fresh)
         restored = replace(places, state=fresh)
-        if audit(restored, Trust(*key_of(restored)), as_json=False):
+        trust = Trust(read_public(restored.public_key), str(restored.public_key))      # the backup's own
+        if audit(restored, trust, as_json=False):
             raise UserError(f"{file} does not verify (see above): nothing was restored")
         if places.state.is_dir():
             places.state.rmdir()

@@ -46,8 +46,9 @@ def write_ledger(config: Path | None, file: Path) -> str:
                 put(head=head.to_json())
             for row in reading.every_row():
                 put(row=row.to_json())
-                if row.event == Event.RELEASE and isinstance(row.evidence, dict) and "scores" in row.evidence:
-                    scores[row.evidence["scores"]] = None
+                digest = row.evidence.get("scores") if isinstance(row.evidence, dict) else None
+                if row.event == Event.RELEASE and isinstance(digest, str) and reading.artefact(digest):
+                    scores[digest] = None
             for digest in scores:
                 put(scores=digest, files=_texts(artefact_path(places, digest)))
             stream.flush()

@@ -205,6 +205,23 @@ def test_a_state_folder_of_the_first_revision_is_rolled_back_signed_and_verified
     assert "heads are signed from here on" in kaizend(tmp_path, "log").stdout
 
 
+def test_a_backup_of_the_first_revision_is_restored_where_a_key_is_at_hand(life: Path, tmp_path: Path) -> None:
+    backup = tmp_path / "old.tar"
+    with tarfile.open(OLD) as old, tarfile.open(backup, "w") as tar:
+        for member in old.getmembers():
+            inner = member.name.removeprefix("var/")
+            if inner.startswith(("artifacts/", "vault/", "kaizend.db")):
+                member, body = member.replace(name=inner), old.extractfile(member) if member.isfile() else None
+                tar.addfile(member, body)
+    config = life / "kaizend.toml"
+    config.write_text(config.read_text().replace("[service]", '[service]\nsigning_key = "own.key"'))
+    (life / "var" / "signing.key").rename(life / "own.key")
+    shutil.rmtree(life / "var")
+    done = kaizend(life, "restore", str(backup))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "12 rows, not signed" in done.stdout
+
+
 def test_verify_imports_nothing_heavy_and_reading_commands_no_cryptography(life: Path) -> None:
     for words, signs in ((("verify",), True), (("log",), False), (("status",), False), (("show", "2"), False)):
         done = subprocess.run(

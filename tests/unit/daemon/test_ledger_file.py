@@ -66,7 +66,9 @@ def test_whatever_happens_to_its_bytes_is_found(exported: Path, tmp_path: Path) 
             assert [line for line in left if "kaizend" not in line] == values[1:]      # the header vouches for nothing
 
 
-@pytest.mark.parametrize("value", [None, 5, "torn", [], {}, [[]], {"scores": [1]}, {"scores": {}, "k": {}}, {"moves": 1}])
+@pytest.mark.parametrize(
+    "value", [None, 5, "torn", [], {}, [[]], {"scores": [1]}, {"scores": {}, "k": {}}, {"moves": 1, "nomination": []}]
+)
 @pytest.mark.parametrize("field", ["evidence", "change", "event", "hash", "parent", "cost"])
 def test_rows_of_any_shape_under_a_whole_chain_are_found(
     exported: Path, tmp_path: Path, field: str, value: Any
@@ -78,6 +80,8 @@ def test_rows_of_any_shape_under_a_whole_chain_are_found(
         forged = rechained([row | ({field: value} if at == number else {}) for at, row in enumerate(rows)])
         if field == "hash":
             forged[number]["hash"] = value
+        if forged == rows:
+            continue
         file = tmp_path / "forged"
         file.write_text("".join(
             json.dumps(line) + "\n"

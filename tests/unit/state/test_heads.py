@@ -80,6 +80,14 @@ def test_rows_and_heads_that_were_cut_off_inside_are_found(keys: list[SigningKey
     ]
 
 
+def test_a_gap_is_named_by_the_head_of_the_missing_row(keys: list[SigningKey]) -> None:
+    rows, heads = life(keys[0]), sign(life(keys[0]), keys[0])
+    found = HeadCheck({head.row: head for head in heads}, genuine)
+    for one in [*rows[:5], rows[6]]:
+        found.take(one)
+    assert found.result(keys[0].public, "signing.pub") == ["row 6 is missing: a head of it is signed"]
+
+
 def test_heads_of_another_key_and_forged_ones_are_found(keys: list[SigningKey]) -> None:
     mine, theirs = keys
     rows, heads = life(mine), sign(life(mine), mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -20,7 +21,8 @@ from state.registry import Registry
 from state.signed import signed_ledger
 from state.signing import read_key, read_public
 
-OLD = Path(__file__).resolve().parents[2] / "old" / "state-0001.tar.gz"
+ROOT = Path(__file__).resolve().parents[3]
+OLD = ROOT / "tests" / "old" / "state-0001.tar.gz"
 
 
 def opened(root: Path, told: list[Head] | None = None, missed: list[str] | None = None) -> Ledger:
@@ -100,6 +102,11 @@ def test_what_lies_inside_a_cycle_is_covered_by_its_end_or_by_an_orderly_stop(ro
     ledger.sign_last()
     assert [head.row for head in heads_of(root)] == [1, 2, 5, 6]
     check_heads(root)
+
+
+def test_the_program_opens_no_ledger_that_is_not_signed() -> None:
+    sources = [path for package in ("daemon", "loops", "safety") for path in (ROOT / package).rglob("*.py")]
+    assert sources and not [path for path in sources if re.search(r"\bLedger\(", path.read_text())]
 
 
 def test_heads_cannot_be_changed_or_taken_away(root: Path) -> None:
