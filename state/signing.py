@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,14 +37,21 @@ class SigningKey:
 def genuine(head: Head) -> bool:
     """Whether a head was signed with the key that it names."""
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(head.key))
+        key = _public_key(head.key)
         key.verify(bytes.fromhex(head.signature), message(head.row, head.hash, head.time))
     except (InvalidSignature, TypeError, ValueError):
         return False
     return True
+
+
+@lru_cache(maxsize=16)
+def _public_key(public: str) -> Ed25519PublicKey:
+    """Raises ValueError for what is no key."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
 
 
 def make_key(path: Path) -> SigningKey:
@@ -98,9 +106,8 @@ def read_key(path: Path) -> SigningKey | None:
 def write_public(path: Path, public: str) -> None:
     """Put the public key of the one who signs into a file that may be copied away."""
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    text = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).public_bytes(
+    text = _public_key(public).public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     partial = path.with_name(path.name + ".partial")
