@@ -247,7 +247,7 @@ def test_a_refused_or_crashed_candidate_counts_as_the_worst_and_is_not_asked_aga
     loop, state = loop_of(), loop_of().start()
     first = loop.propose(state, "w", "w", 1)
     state = loop.learn(state, first, Outcome(Verdict.CRASHED, "out of memory"))
-    assert state["search"]["inner"]["fitness"][0] == -1.0
+    assert state["search"]["inner"]["open"][0]["told"]["0"][1] == -1.0
     assert loop.propose(state, "w", "w", 1).change != first.change
 
 
