@@ -44,7 +44,7 @@ IN_CYCLES = [
     point for point in POINTS if point not in {*IN_WORKERS, *AT_THE_FIRST_START, *AFTER_A_KILL, *NOT_IN_A_CYCLE}
 ]
 RECOVERIES = [                  # a kill, and a second one in the start that brings disk and tables together after it
-    ("ledger.append.after:2", "registry.link.replaced"),               # the links are made with the row of the genesis
+    ("ledger.append.after", "registry.link.replaced"),                 # the links are made with the row of the genesis
     ("registry.link.between", "registry.link.between"),
     ("registry.adopt.renamed", "registry.finish.before"),
     ("registry.adopt.intended", "registry.finish.before"),
