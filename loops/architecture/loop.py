@@ -174,6 +174,8 @@ class ArchitectureLoop:
             budget = Budget(self.settings.inner_seconds, tokens, self.settings.inner_child_trials)
             outcome = bench.descend(self.inner, model, best, budget)
             tokens -= outcome.cost.tokens
+            if outcome.verdict is Verdict.TIMED_OUT:
+                break                                   # what is left would be too little for the next one, too
             if outcome.verdict is Verdict.PROMOTED and outcome.result is not None:
                 best = outcome.result
                 model = best if outcome.evidence.get("complete") else model

@@ -1,7 +1,7 @@
 """M2N2 (arXiv 2508.16204): an archive of models on disk that are mated by what each can do that the other cannot.
 
-Steady state: each child is inserted as it comes in, when it is better than the worst member. Every member keeps its 0/1 scores
-on one fixed probe of search items. Pure values only; the children are built by the job "build".
+Steady state: each child is inserted as it comes in, when it is better than the worst member. Every member keeps its
+0/1 scores on one fixed probe of search items. Pure values only; the children are built by the job "build".
 """
 
 from __future__ import annotations
