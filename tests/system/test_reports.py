@@ -123,7 +123,8 @@ def test_follow_prints_rows_as_they_come_and_ends_quietly(life: Path) -> None:
         kaizend(life, "rollback", "--reason", "to see it")
         assert "ROLLED_BACK to see it" in follower.stdout.readline()
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(5) == 130
+        until(lambda: follower.poll() is not None)
+        assert follower.returncode == 130
         assert follower.stderr.read() == ""
 
 
