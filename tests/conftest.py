@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from miniature import copy_of, make_models
 
-signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background job would hand on that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a background job of a shell inherits that it is ignored
 
 
 @pytest.fixture(scope="session")
