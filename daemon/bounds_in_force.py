@@ -27,8 +27,11 @@ class BoundsInForce:
                 f"{path} allows more than the ledger's last bounds ({'; '.join(looser)}): tighten it again, or record "
                 "the change with `kaizend bounds loosen --reason ...`"
             )
-        self._record(fresh, "bounds at start", Actor.LOOP)
         self._bounds = fresh
+
+    def record(self) -> None:
+        """Write down what applies from this start on, once there is a life to which it applies."""
+        self._record(self._bounds, "bounds at start", Actor.LOOP)
 
     def __call__(self) -> Bounds:
         return self._bounds

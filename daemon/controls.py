@@ -143,7 +143,9 @@ def _random_search(works: Works) -> str | None:
 
 
 def training_of(works: Works, model: str) -> list[JobSpec]:
-    """The training jobs behind a model, the first one first; merges in between are passed through."""
+    """The training jobs behind a model as they were carried out, the first one first; merges in between are passed
+    through.
+    """
     chain: list[JobSpec] = []
     spec = works.jobbook.maker(model)
     while spec is not None:
@@ -151,9 +153,19 @@ def training_of(works: Works, model: str) -> list[JobSpec]:
             makers = [works.jobbook.maker(digest) for digest in sorted(spec.inputs.values(), reverse=True)]
             spec = next((maker for maker in makers if maker), None)
             continue
-        chain.insert(0, spec)
+        chain.insert(0, _carried_out(works, spec))
         spec = works.jobbook.maker(spec.inputs["model"])
     return chain
+
+
+def _carried_out(works: Works, spec: JobSpec) -> JobSpec:
+    """The same training without a cap on tokens, asked for the steps that were done under it."""
+    result = works.jobbook.result(spec.digest)
+    assert result is not None
+    params, done = {name: value for name, value in spec.params.items() if name != "max_tokens"}, result.values["steps"]
+    if spec.kind == "train":
+        return replace(spec, params={**params, "to_step": params["from_step"] + done})
+    return replace(spec, params={**params, "steps": done})
 
 
 def better_parent(works: Works) -> str:

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,13 @@ def status_report(config: Path | None, as_json: bool) -> int:
                 counts, channels, in_flight = reading.counts(), reading.channels(), reading.open_cycles()
     except StateError as error:                         # exit 2 would say that it is paused
         answer["state"] = f"degraded: {error}"
+    cycles = _nested(in_flight)
     body: JsonObject = {
         "state": answer["state"],
         "working": channels.get("working"),
         "stable": channels.get("stable"),
-        "cycle": None if not in_flight else {
-            "id": in_flight[0].id, "loop": in_flight[0].loop, "change": in_flight[0].candidate.change,
-            "inside": [{"id": cycle.id, "loop": cycle.loop} for cycle in in_flight[1:]],
-        },
+        "cycle": cycles[0] if cycles else None,
+        "cycles": cycles,
         "jobs": answer.get("jobs", []),
         "counts": counts["cycles"],
         "releases": counts["releases"],
@@ -73,6 +73,26 @@ def status_report(config: Path | None, as_json: bool) -> int:
     else:
         sys.stdout.write(_status_in_words(places, body))
     return _status_code(body["state"])
+
+
+def _nested(cycles: Sequence[Cycle]) -> list[JsonObject]:
+    """The outermost of the open cycles, the oldest first, each with those open inside it."""
+    around = {cycle.id: cycle.parent for cycle in cycles}
+
+    def root(id: int) -> int:
+        parent = around.get(id)
+        return id if parent is None else root(parent)
+
+    return [
+        {
+            "id": cycle.id, "loop": cycle.loop, "change": cycle.candidate.change,
+            "inside": [
+                {"id": inner.id, "loop": inner.loop} for inner in cycles
+                if inner.id != cycle.id and root(inner.id) == cycle.id
+            ],
+        }
+        for cycle in cycles if cycle.parent is None
+    ]
 
 
 def _status_code(state: str) -> int:
@@ -87,8 +107,7 @@ def _status_in_words(places: Places, body: JsonObject) -> str:
     for channel in ("stable", "working"):
         pointer = body[channel]
         lines.append(f"{channel:<8} " + (f"{pointer['digest'][:12]} since row {pointer['row']}" if pointer else "none"))
-    cycle = body["cycle"]
-    if cycle:
+    for cycle in body["cycles"]:
         inside = "".join(f" > {inner['loop']} {inner['id']}" for inner in cycle["inside"])
         lines.append(f"cycle    {cycle['loop']} {cycle['id']}: {change_in_words(cycle['change'])}{inside}")
     lines += [f"job      {job['kind']} for {job['seconds']:.0f} s" for job in body["jobs"]]

@@ -124,11 +124,13 @@ class LocalRunner:
     def run_all(
         self, specs: Sequence[JobSpec], *, timeout_seconds: float | None = None
     ) -> list[JobResult | JobFailed]:
-        """Run several jobs, as many at once as there are workers; each has `timeout_seconds` of its own."""
+        """Run several jobs, as many at once as there are workers; `timeout_seconds` is for all of them together."""
+        began = time.monotonic()
 
         def one(spec: JobSpec) -> JobResult | JobFailed:
+            left = None if timeout_seconds is None else max(0.0, timeout_seconds - (time.monotonic() - began))
             try:
-                return self.run(spec, timeout_seconds=timeout_seconds)
+                return self.run(spec, timeout_seconds=left)
             except JobFailed as failure:
                 return failure
 

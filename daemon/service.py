@@ -1,8 +1,9 @@
-"""The service: start, then one cycle after another until told to stop.
+"""The service: start, then as many cycles in flight as there are workers, until told to stop.
 
-One thread, the main one, runs cycles and nominations in ledger order. A ticker (APScheduler, in memory) beats the
-watchdog and looks at the breaker; the control socket answers people. Signals only set flags. Everything durable is in
-the ledger, so stopping at any point and starting again continues.
+The main thread opens cycles and hands them, and nominations, to threads that wait for their jobs; with one worker
+everything is one after another. A ticker (APScheduler, in memory) beats the watchdog and looks at the breaker; the
+control socket answers people. Signals only set flags. Everything durable is in the ledger, so stopping at any point
+and starting again continues.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Final
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -18,13 +21,15 @@ from daemon.control import ControlServer
 from daemon.logs import Log
 from daemon.notify import Notifier
 from daemon.wiring import Works
-from loops.cycle import run_cycle
+from loops.cycle import propose_cycle, run_cycle
 from safety.release import due, nominate
 from safety.rollback import rollback
 from state.jobs import Parked
-from state.records import Actor, Channel, JsonObject, Outcome, Row
+from state.records import Actor, Channel, Cycle, JsonObject
 
 TICK_SECONDS = 2.0
+NOMINATION: Final = 0
+"""Stands among the ids of cycles for the nomination in flight: there is one at most."""
 
 
 class Service:
@@ -38,6 +43,8 @@ class Service:
         self.notifier = notifier or Notifier()
         self.beat = time.monotonic()
         self.paused_by: str | None = None
+        self.workers = works.settings.service.workers
+        self.one_by_one = works.ledger.was_cut_short()      # so that what took the daemon down is found
         self.scheduler = BackgroundScheduler(
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1}, timezone="UTC"
         )
@@ -51,8 +58,7 @@ class Service:
             self.notifier.ready(self._state())
             self.log.info("started", cycles=self.works.ledger.root_count(), workers=self.works.settings.service.workers)
             try:
-                while not self._finished():
-                    self._step()
+                self._serve()
             except Parked:
                 self.log.info("parked", reason="stopping; the job in flight continues at the next start")
             finally:
@@ -63,41 +69,94 @@ class Service:
         self.log.info("stopped", cycles=self.works.ledger.root_count())
         return 0
 
+    def _serve(self) -> None:
+        """Keep the workers busy until it is time to end. Raises Parked, or what a task raised that is no verdict."""
+        tasks: dict[Future[object], int] = {}
+        faults: list[BaseException] = []
+        with ThreadPoolExecutor(self.workers, "task") as threads:
+            try:
+                while tasks or not self._finished():
+                    self._reload()
+                    while len(tasks) < self.workers and (task := self._next(tasks.values())):
+                        tasks[threads.submit(task[1])] = task[0]
+                        self.beat = time.monotonic()
+                    if not tasks:
+                        self._rest()
+                    for done in wait(tasks, TICK_SECONDS, FIRST_COMPLETED).done:
+                        del tasks[done]
+                        self.beat = time.monotonic()
+                        if error := done.exception():
+                            faults.append(error)
+                            self.flags.stop.set()                   # the others are put aside
+            except BaseException:
+                self.flags.stop.set()
+                raise
+        if faults:
+            raise min(faults, key=lambda fault: isinstance(fault, Parked))
+
     def _finished(self) -> bool:
+        """Whether nothing is to be begun any more."""
         if self.flags.stop.is_set() or self.flags.drain.is_set():
             return True
-        if self.until is None or self.works.ledger.root_count() < self.until:
-            return False
-        return not self.works.ledger.open_cycles() and not due(self.works.desk)
+        return self._enough() and not self.works.ledger.open_cycles() and not due(self.works.desk)
 
-    def _step(self) -> None:
-        """One outermost cycle and, when working has moved, its nomination; or a moment of rest while paused."""
+    def _enough(self) -> bool:
+        return self.until is not None and self.works.ledger.root_count() >= self.until
+
+    def _rest(self) -> None:
+        """A moment in which nothing is in flight."""
         self.beat = time.monotonic()
-        if self.flags.reload.is_set():
-            self.flags.reload.clear()
-            self._reload()
+        if self.paused_by:
+            self.notifier.status(f"paused: {self.paused_by}")
+            self.flags.stop.wait(self.works.settings.service.idle_seconds)
+
+    def _next(self, in_flight: Collection[int]) -> tuple[int, Callable[[], object]] | None:
+        """What to begin now, with the id of its cycle; None where there is nothing."""
+        if self.flags.stop.is_set() or self.flags.drain.is_set() or self._is_paused():
+            return None
+        if not self.works.runner.wait_settled(TICK_SECONDS):
+            return None                                     # a kill while the workers boot counts for no cycle
+        if self.one_by_one and in_flight:
+            return None
+        ledger, desk = self.works.ledger, self.works.desk
+        waiting = [cycle for cycle in ledger.open_cycles() if cycle.parent is None and cycle.id not in in_flight]
+        if waiting:
+            return self._carry_out(waiting[0])
+        if NOMINATION not in in_flight and due(desk):       # after a kill, too, none falls inside a lone cycle
+            return NOMINATION, lambda: nominate(desk)
+        self.one_by_one = False
+        return None if self._enough() else self._carry_out(self._open(ledger.root_count()))
+
+    def _is_paused(self) -> bool:
         reason = self.flags.pause or self.works.trip()
         if reason != self.paused_by:
             self.paused_by = reason
             self.log.warning("paused" if reason else "resumed", reason=reason)
-        if reason:
-            self.notifier.status(f"paused: {reason}")
-            self.flags.stop.wait(self.works.settings.service.idle_seconds)
-            return
-        if not self.works.runner.wait_settled(TICK_SECONDS):
-            return                                          # a kill while the workers boot counts for no cycle
-        if not self.works.ledger.open_cycles():             # after a kill, too, none falls inside a cycle
-            nominate_now(self.works)
-        if not self._finished():
-            self._cycle()
-            nominate_now(self.works)
+        return reason is not None
 
-    def _cycle(self) -> Outcome:
-        return run_next_cycle(self.works)
+    def _open(self, ordinal: int) -> Cycle:
+        """The outermost cycle of that ordinal, proposed and opened."""
+        works = self.works
+        working = works.ledger.channel(Channel.WORKING)
+        assert working is not None
+        return propose_cycle(
+            works.house, works.outermost, None, ordinal, working, working, works.settings.budget.budget()
+        )
+
+    def _carry_out(self, cycle: Cycle) -> tuple[int, Callable[[], object]]:
+        works, candidate = self.works, cycle.candidate
+        return cycle.id, lambda: run_cycle(
+            works.house, works.outermost, None, cycle.ordinal, candidate.base, candidate.incumbent, cycle.budget
+        )
 
     def _reload(self) -> None:
+        """Read the bounds again where that was asked for."""
+        if not self.flags.reload.is_set():
+            return
+        self.flags.reload.clear()
         self.notifier.reloading()
-        self.log.warning("reloaded", bounds=self.works.bounds.reload())
+        with self.works.ledger.deciding:
+            self.log.warning("reloaded", bounds=self.works.bounds.reload())
         self.notifier.ready(self._state())
 
     def tick(self) -> None:
@@ -160,18 +219,3 @@ class Service:
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         signal.signal(signal.SIGINT, lambda *_: stop.set())
         signal.signal(signal.SIGHUP, lambda *_: self.flags.reload.set())
-
-
-def run_next_cycle(works: Works) -> Outcome:
-    """Resume the outermost cycle that is open, or run the next one."""
-    ledger = works.ledger
-    unfinished = [cycle for cycle in ledger.open_cycles() if cycle.parent is None]
-    ordinal = unfinished[0].ordinal if unfinished else ledger.root_count()
-    working = ledger.channel(Channel.WORKING)
-    assert working is not None
-    return run_cycle(works.house, works.outermost, None, ordinal, working, working, works.settings.budget.budget())
-
-
-def nominate_now(works: Works) -> Row | None:
-    """Ask the gate, when working has moved and the rate bound allows; a nomination a kill cut short is finished."""
-    return nominate(works.desk)

@@ -153,6 +153,7 @@ def wire(
         closing.enter_context(runner)
         runner.start()
         beginnings = begin(settings, places.config.parent, ledger, registry, runner, bounds(), code)
+        bounds.record()
         house = House(ledger, runner, bounds, code, settings.seed)
         desk = ReleaseDesk(
             ledger, registry, runner, bounds, beginnings.tasks,

@@ -2,7 +2,8 @@
 
 A cycle is named by its parent and ordinal. Running it again finds it in the ledger: a closed one answers with its
 outcome, an open one is resumed with the candidate it was opened with. So a parent that is run again after a kill
-walks through the same children.
+walks through the same children. Several threads may run cycles: a loop's state changes only where it proposes and
+where it learns, one cycle at a time; everything between overlaps.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import TypeVar
 
 from loops.loop import Bench, Loop
 from safety.bounds import Bounds
 from safety.inspection import inspect_model
 from state.jobs import JobFailed, Runner
 from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
-from state.records import Budget, Channel, Cycle, Outcome, Verdict, seed_from
+from state.records import Budget, Candidate, Channel, Cycle, Event, Outcome, Verdict, seed_from
 
+NOT_PROPOSED = "not_proposed"
 OVERTAKEN = "working was moved while this was tried"
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,51 +46,113 @@ def run_cycle(
     `around` holds the ordinals of the cycles around this one, outermost first. Seeds come from them and never from row
     ids, which nominations and operators move.
     """
-    ledger, place = house.ledger, (*around, ordinal)
-    cycle = ledger.find_cycle(parent, ordinal)
-    if cycle is None:
+    cycle = propose_cycle(house, loop, parent, ordinal, base, incumbent, budget, around)
+    rivals: tuple[str, ...] = ()                # what became working meanwhile, and so has to be beaten as well
+    while cycle.outcome is None:
+        refusal = None if NOT_PROPOSED in cycle.candidate.change else house.bounds().admit(cycle.candidate)
+        outcome = refusal.outcome() if refusal else attempt(house, loop, cycle, (*around, ordinal), rivals)
+        with house.ledger.deciding:                             # an operator's act comes before this, or after
+            rival = overtaking(house.ledger, cycle, outcome)
+            if rival is None:
+                return close_cycle(house.ledger, loop, cycle, outcome)
+        rivals = (*rivals, rival)
+        cycle = replace(cycle, candidate=replace(cycle.candidate, incumbent=rival))
+    return cycle.outcome
+
+
+def propose_cycle(
+    house: House, loop: Loop, parent: int | None, ordinal: int, base: str, incumbent: str, budget: Budget,
+    around: tuple[int, ...] = (),
+) -> Cycle:
+    """The cycle of that name; a new one is opened with what the loop proposes."""
+    ledger, seed = house.ledger, seed_from(house.seed, loop.name, *around, ordinal)
+    with ledger.deciding:
+        known = ledger.find_cycle(parent, ordinal)
+        if known is not None:
+            return known
         state = ledger.loop_state(loop.name) or loop.start()
-        seed = seed_from(house.seed, loop.name, *place)
-        candidate = loop.propose(state, base, incumbent, seed)
-        cycle = ledger.open_cycle(parent, ordinal, candidate, state, budget)   # committed before any effect
-    if cycle.outcome is not None:
-        return cycle.outcome
-    refusal = house.bounds().admit(cycle.candidate)
-    outcome = refusal.outcome() if refusal else attempt(house, loop, cycle, place)
-    with ledger.deciding:                                       # an operator's act comes before this, or after
-        if outcome.verdict is Verdict.PROMOTED and overtaken(ledger, cycle):
-            outcome = replace(outcome, verdict=Verdict.REJECTED, result=None, reason=OVERTAKEN)
-        state = loop.learn(ledger.loop_state(loop.name) or cycle.state, cycle.candidate, outcome)
-        return ledger.close_cycle(cycle, outcome, state)        # verdict, state and channel pointer: one transaction
+        in_flight = [cycle.candidate for cycle in ledger.open_cycles() if cycle.loop is loop.name]
+        candidate = guarded(lambda: loop.propose(state, base, incumbent, seed, in_flight))
+        if isinstance(candidate, Outcome):
+            candidate = Candidate(loop.name, {NOT_PROPOSED: candidate.reason}, base, incumbent)
+        return ledger.open_cycle(parent, ordinal, candidate, state, budget)   # committed before any effect
 
 
-def attempt(house: House, loop: Loop, cycle: Cycle, place: tuple[int, ...]) -> Outcome:
-    """Run, judge and inspect. The one broad except of the program: a failure is a verdict with a reason."""
+def attempt(
+    house: House, loop: Loop, cycle: Cycle, place: tuple[int, ...], rivals: tuple[str, ...] = ()
+) -> Outcome:
+    """Run, judge and inspect, against the last of `rivals` on items of its own where there are any."""
     bench = Bench(
         cycle, house.runner, house.code,
         lambda inner, parent, ordinal, base, incumbent, budget: run_cycle(
             house, inner, parent, ordinal, base, incumbent, budget, place
         ),
-        job_seconds=house.bounds().job_seconds, own_seed=seed_from(house.seed, "cycle", *place),
+        job_seconds=house.bounds().job_seconds, own_seed=seed_from(house.seed, "cycle", *place, *rivals),
         inside=lambda ordinal: opened_inside(house.ledger, cycle.id, ordinal),
     )
+    outcome = guarded(lambda: judged(house, loop, cycle, bench)).with_cost(bench.spent)
+    return replace(outcome, evidence={**outcome.evidence, "rivals": list(rivals)}) if rivals else outcome
+
+
+def judged(house: House, loop: Loop, cycle: Cycle, bench: Bench) -> Outcome:
+    """What came of the candidate. Raises JobFailed."""
+    candidate = cycle.candidate
+    if NOT_PROPOSED in candidate.change:
+        raise JobFailed(f"nothing was proposed: {candidate.change[NOT_PROPOSED]}")
+    if house.ledger.begin_attempt(cycle) > MOST_FRUITLESS_ATTEMPTS:
+        raise JobFailed(f"it took the daemon down {MOST_FRUITLESS_ATTEMPTS} times without getting any further")
+    outcome = loop.judge(candidate, loop.run(candidate, bench))
+    if outcome.verdict is not Verdict.PROMOTED:
+        return outcome
+    refusal = inspect_model(house.bounds(), bench.job, candidate.base, outcome.result)
+    return refusal.outcome() if refusal else outcome
+
+
+def overtaking(ledger: Ledger, cycle: Cycle, outcome: Outcome) -> str | None:
+    """The model that another cycle made working while this outermost one won against an older; None if none did.
+
+    Where an operator moved working, there is nothing to beat any more: `close_cycle` rejects.
+    """
+    if not displaced(ledger, cycle, outcome) or moved_by_operator(ledger, cycle):
+        return None
+    return ledger.channel(Channel.WORKING)
+
+
+def displaced(ledger: Ledger, cycle: Cycle, outcome: Outcome) -> bool:
+    """Whether an outermost cycle won against a model that is not working any more."""
+    wins = cycle.parent is None and outcome.verdict is Verdict.PROMOTED
+    return wins and ledger.channel(Channel.WORKING) not in (None, cycle.candidate.incumbent)
+
+
+def moved_by_operator(ledger: Ledger, cycle: Cycle) -> bool:
+    """Whether an operator moved working since the cycle was opened."""
+    return any(
+        str(Channel.WORKING) in row.evidence.get("moves", {})
+        for event in (Event.ROLLBACK, Event.OPERATOR) for row in ledger.rows(after=cycle.id, event=event)
+    )
+
+
+def close_cycle(ledger: Ledger, loop: Loop, cycle: Cycle, outcome: Outcome) -> Outcome:
+    """Let the loop learn, and record verdict, state and channel pointer in one transaction."""
+    if displaced(ledger, cycle, outcome):
+        outcome = replace(outcome, verdict=Verdict.REJECTED, result=None, reason=OVERTAKEN)
+    if NOT_PROPOSED in cycle.candidate.change:
+        return ledger.close_cycle(cycle, outcome, None)
+    state = guarded(lambda: loop.learn(ledger.loop_state(loop.name) or cycle.state, cycle.candidate, outcome))
+    if isinstance(state, Outcome):
+        failure = replace(state, reason=f"its loop could not learn from {outcome.verdict}: {state.reason}")
+        return ledger.close_cycle(cycle, failure.with_cost(outcome.cost), None)
+    return ledger.close_cycle(cycle, outcome, state)
+
+
+def guarded(work: Callable[[], Made]) -> Made | Outcome:
+    """The one broad except of the program: a failure is a verdict with a reason."""
     try:
-        if house.ledger.begin_attempt(cycle) > MOST_FRUITLESS_ATTEMPTS:
-            raise JobFailed(f"it took the daemon down {MOST_FRUITLESS_ATTEMPTS} times without getting any further")
-        outcome = loop.judge(cycle.candidate, loop.run(cycle.candidate, bench))
-        if outcome.verdict is Verdict.PROMOTED:
-            refusal = inspect_model(house.bounds(), bench.job, cycle.candidate.base, outcome.result)
-            outcome = refusal.outcome() if refusal else outcome
+        return work()
     except JobFailed as failure:
-        outcome = Outcome(failure.verdict, str(failure))
-    except Exception as error:                                            # noqa: BLE001  a failure is a verdict
-        outcome = Outcome(Verdict.CRASHED, f"{type(error).__name__}: {error}")
-    return outcome.with_cost(bench.spent)
-
-
-def overtaken(ledger: Ledger, cycle: Cycle) -> bool:
-    """Whether an outermost cycle beat a model that an operator has moved working away from since."""
-    return cycle.parent is None and ledger.channel(Channel.WORKING) not in (None, cycle.candidate.incumbent)
+        return Outcome(failure.verdict, str(failure))
+    except Exception as error:                                            # noqa: BLE001  see above
+        return Outcome(Verdict.CRASHED, f"{type(error).__name__}: {error}")
 
 
 def opened_inside(ledger: Ledger, parent: int, ordinal: int) -> int:

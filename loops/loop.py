@@ -33,8 +33,10 @@ class Loop(Protocol):
         """The state before the first cycle."""
         ...
 
-    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
-        """The next candidate. Pure: the same arguments give the same candidate."""
+    def propose(
+        self, state: JsonObject, base: str, incumbent: str, seed: int, in_flight: Sequence[Candidate] = ()
+    ) -> Candidate:
+        """The next candidate, another one than those `in_flight`. Pure: the same arguments give the same candidate."""
         ...
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
@@ -101,7 +103,7 @@ class Bench:
         return result
 
     def jobs(self, specs: Sequence[JobSpec]) -> list[JobResult | JobFailed]:
-        """Run several jobs side by side; a failed one is returned, not raised."""
+        """Run several jobs side by side within the budget; a failed one is returned, not raised."""
         results = self.runner.run_all(specs, timeout_seconds=self._deadline())
         for result in results:
             if isinstance(result, JobResult):

@@ -65,7 +65,8 @@ def nominate(desk: ReleaseDesk) -> Row | None:
 
     Parked passes through and leaves the nomination open.
     """
-    row = Nominations.of(desk.ledger).open or (None if hindrance(desk) else _ask(desk))
+    with desk.ledger.deciding:
+        row = Nominations.of(desk.ledger).open or (None if hindrance(desk) else _ask(desk))
     if row is None:
         return None
     spent: list[Cost] = []

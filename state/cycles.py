@@ -99,7 +99,7 @@ def drop_old_states(connection: Connection, loop: LoopName) -> None:
         )
 
 
-def recordable(outcome: Outcome, state: JsonObject) -> tuple[Outcome, JsonObject | None]:
+def recordable(outcome: Outcome, state: JsonObject | None) -> tuple[Outcome, JsonObject | None]:
     """Both as they would be read again. What JSON cannot say ends as CRASHED, with the loop's state as it was."""
     try:
         return Outcome.from_json(json.loads(as_text(outcome.to_json()))), json.loads(as_text(state))

@@ -77,7 +77,9 @@ class Runner(Protocol):
     def run_all(
         self, specs: Sequence[JobSpec], *, timeout_seconds: float | None = None
     ) -> list[JobResult | JobFailed]:
-        """Run several jobs side by side, as many at once as there are workers; results in the order of `specs`."""
+        """Run several jobs side by side, as many at once as there are workers; results in the order of `specs`. All of
+        them together have `timeout_seconds`.
+        """
         ...
 
 

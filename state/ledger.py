@@ -192,13 +192,20 @@ class Ledger:
         failpoint("ledger.attempt.after")
         return count
 
+    def was_cut_short(self) -> bool:
+        """Whether what is open now was being tried when the last life ended, and not in an orderly way."""
+        tried = select(attempts.c.cycle).join(cycle_table, cycle_table.c.id == attempts.c.cycle)
+        with self.database.snapshot() as connection:
+            return connection.execute(tried.where(cycle_table.c.outcome.is_(None)).limit(1)).first() is not None
+
     def forget_attempts(self) -> None:
         """Call this when the service stops in an orderly way: what it parks did not take it down."""
         with self.database.transaction() as connection:
             connection.execute(delete(attempts))
 
-    def close_cycle(self, cycle: Cycle, outcome: Outcome, state: JsonObject) -> Outcome:
-        """Record the verdict and the loop's new state; a promoted root cycle moves `working` to its result.
+    def close_cycle(self, cycle: Cycle, outcome: Outcome, state: JsonObject | None) -> Outcome:
+        """Record the verdict and the loop's new state (None: it stays); a promoted root cycle moves `working` to its
+        result.
 
         A closed cycle keeps the outcome it has, and that one is returned. An outcome or state that JSON cannot say
         (a NaN) closes the cycle as CRASHED with the state it began with. Raises StateError for a result not kept.

@@ -37,16 +37,25 @@ def recipe(stage: str, **changes: Any) -> dict[str, Any]:
     return {**common, **({"batch": 3, "group": 4, "replay": 1.0} if stage == "grpo" else {}), **changes}
 
 
-def train_spec(from_step: int = 0, to_step: int = 12, seed: int = 7, save_steps: int = 5, **changes: Any) -> JobSpec:
-    params = {"recipe": recipe("sft", **changes), "from_step": from_step, "to_step": to_step, "save_steps": save_steps}
+def train_spec(
+    from_step: int = 0, to_step: int = 12, seed: int = 7, save_steps: int = 5, max_tokens: int | None = None,
+    **changes: Any,
+) -> JobSpec:
+    params = {
+        "recipe": recipe("sft", **changes), "from_step": from_step, "to_step": to_step, "save_steps": save_steps,
+        "max_tokens": max_tokens,
+    }
     return JobSpec("train", {}, params, seed)
 
 
-def segment_spec(from_step: int = 0, steps: int = 8, seed: int = 7, save_steps: int = 3, **changes: Any) -> JobSpec:
+def segment_spec(
+    from_step: int = 0, steps: int = 8, seed: int = 7, save_steps: int = 3, max_tokens: int | None = None,
+    **changes: Any,
+) -> JobSpec:
     params = {
         "recipe": recipe("grpo", **changes), "from_step": from_step, "steps": steps, "save_steps": save_steps,
         "shaping": {"weights": {"places": 1.0}, "strength": 0.3}, "tasks": [TASK], "evidence": None,
-        "probe_seed": 5, "probe_items": 24,
+        "probe_seed": 5, "probe_items": 24, "max_tokens": max_tokens,
     }
     return JobSpec("segment", {}, params, seed)
 

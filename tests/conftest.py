@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from miniature import copy_of, make_models
+
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a background job of a shell inherits that it is ignored
 
 
 @pytest.fixture(scope="session")

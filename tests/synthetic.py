@@ -40,7 +40,10 @@ def steady(spec: JobSpec, skill: float, steps: int) -> float:
 
 
 class SyntheticRunner:
-    """Runs make-believe jobs. `learns` says what training does; `faults` may raise before a job runs."""
+    """Runs make-believe jobs. `learns` says what training does; `faults` may raise before a job runs.
+
+    A row has ten tokens, an answer with its prompt at most ten; like the real jobs these keep to `max_tokens`.
+    """
 
     def __init__(self, registry: Registry, book: JobBook, learns: Learns = steady) -> None:
         self.registry, self.book, self.learns = registry, book, learns
@@ -68,27 +71,35 @@ class SyntheticRunner:
             return failure
 
     def train(self, spec: JobSpec) -> JobResult:
-        steps = spec.params["to_step"] - spec.params["from_step"]
-        tokens = steps * spec.params["recipe"]["batch"] * 10
+        asked, step_tokens = spec.params["to_step"] - spec.params["from_step"], spec.params["recipe"]["batch"] * 10
+        steps = min(asked, max(0, spec.params["max_tokens"] // step_tokens))
+        if not steps:
+            return nothing_done(spec)
+        tokens = steps * step_tokens
         named = [name.removeprefix("data:") for name in spec.inputs if name.startswith("data:")]
         sources = {name: {"tokens": tokens // 2, "loss_drop": 0.1} for name in named}
-        values = {"steps": steps, "tokens": tokens, "loss_first": 2.0, "loss_last": 1.0, "stopped": None,
-                  "sources": sources, "learned": {}}
-        return self._trained(spec, steps, spec.params["to_step"], values, tokens)
+        values = {"steps": steps, "tokens": tokens, "loss_first": 2.0, "loss_last": 1.0,
+                  "stopped": "no tokens" if steps < asked else None, "sources": sources, "learned": {}}
+        return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
 
     def segment(self, spec: JobSpec) -> JobResult:
-        steps, recipe = spec.params["steps"], spec.params["recipe"]
+        asked, recipe = spec.params["steps"], spec.params["recipe"]
+        completions, lengths = recipe["batch"] * recipe["group"], random.Random(spec.digest)
+        steps = tokens = 0
+        while steps < asked and tokens + 10 * completions <= spec.params["max_tokens"]:
+            steps, tokens = steps + 1, tokens + lengths.randint(6, 10) * completions
+        if not steps:
+            return nothing_done(spec)
         before, after = self.skill(spec.inputs["model"]), self.learns(spec, self.skill(spec.inputs["model"]), steps)
         draw = random.Random(spec.params["probe_seed"])
         noise = [draw.gauss(0, 0.01) for _ in range(PROBE)]
         truth = [before + (after - before) * i / steps for i in range(steps)]
-        tokens = steps * recipe["batch"] * recipe["group"] * 10
         values = {
             "evidence": evidence_after(spec.params["evidence"], before), "success": before, "groups": 8 * steps,
             "mixed_groups": 9, "proxy": truth, "truth": truth, "shaping_trace": [0.0] * steps,
             "rank_correlation": 0.4, "q_before": [before + n for n in noise],
-            "q_after": [after + n + draw.gauss(0, 0.005) for n in noise], "kl": 0.1, "steps": steps, "stopped": None,
-            "tokens": tokens,
+            "q_after": [after + n + draw.gauss(0, 0.005) for n in noise], "kl": 0.1, "steps": steps,
+            "cut": asked - steps, "stopped": "no tokens" if steps < asked else None, "tokens": tokens,
         }
         return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
 
@@ -123,6 +134,11 @@ class SyntheticRunner:
             "checkpoint": self.keep("checkpoint", f"step-{spec.digest[:16]}", {"step": step, "made_by": spec.digest}),
         }
         return JobResult(self.adjust(spec, values), outputs, Cost(float(steps), tokens=tokens))
+
+
+def nothing_done(spec: JobSpec) -> JobResult:
+    """What a training job gives whose tokens do not suffice for a step."""
+    return JobResult({"steps": 0, "tokens": 0, "stopped": f"{spec.params['max_tokens']} tokens"}, {}, Cost(1.0))
 
 
 def evidence_after(body: JsonObject, success: float) -> JsonObject:

@@ -41,16 +41,21 @@ class ArchitectureLoop:
     def start(self) -> JsonObject:
         return self._in_shape({"epoch": 0, "trained": [], "idle": 0, "limit": self.settings.patience})
 
-    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
-        if state["idle"] >= state["limit"]:
+    def propose(
+        self, state: JsonObject, base: str, incumbent: str, seed: int, in_flight: Sequence[Candidate] = ()
+    ) -> Candidate:
+        changes = [candidate.change for candidate in in_flight]
+        training = any(change["kind"] == KEEP for change in changes if "kind" in change)
+        if state["idle"] >= state["limit"] and not training:
             return Candidate(self.name, {"kind": KEEP}, incumbent, incumbent)
         state = self._in_shape(state)
-        change = self._search(state).ask(state["search"])
-        return Candidate(self.name, {**change, "search": {**change["search"], "shape": self._shape}}, base, incumbent)
+        mark = self._mark(state)
+        change = self._search(state).ask(state["search"], [other for other in changes if _carries(other, mark)])
+        return Candidate(self.name, {**change, "search": {**change["search"], **mark}}, base, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         if candidate.change["kind"] == KEEP:
-            return self._train_and_compare(candidate.incumbent, bench)
+            return self._train_and_compare(candidate, bench)
         values = self._screen(candidate, bench)
         state, won = self._in_shape(bench.cycle.state), self._won(values)
         if not won and not self._search(state).keep(state["search"], values["fitness_scores"]):
@@ -90,7 +95,7 @@ class ArchitectureLoop:
         )
         idle, limit = (0, self.settings.patience) if promoted else (state["idle"] + 1, state["limit"])
         search = state["search"]
-        if candidate.change["search"].get("shape") == self._shape:
+        if _carries(candidate.change, self._mark(state)):
             search = self._search(state).tell(search, candidate.change, told)
         after = {**state, "idle": idle, "limit": limit, "search": search}
         trained = promoted and lesson.get("trained", False)
@@ -106,9 +111,13 @@ class ArchitectureLoop:
         after = {**state, "trained": kept, "epoch": state["epoch"] + 1}
         return {**after, "search": self._search(after).start()}
 
+    def _mark(self, state: JsonObject) -> JsonObject:
+        """What the points of the state's search carry: those of another shape or epoch are none of its."""
+        return {"shape": self._shape, "epoch": state["epoch"]}
+
     @property
     def _shape(self) -> str:
-        """What the points of a search mean by the settings: a state or candidate of another shape does not fit it."""
+        """What the points of a search mean by the settings."""
         settings = self.settings
         return digest_of([settings.search, settings.operators, settings.groups, settings.seed])[:16]
 
@@ -165,16 +174,18 @@ class ArchitectureLoop:
             budget = Budget(self.settings.inner_seconds, tokens, self.settings.inner_child_trials)
             outcome = bench.descend(self.inner, model, best, budget)
             tokens -= outcome.cost.tokens
+            if outcome.verdict is Verdict.TIMED_OUT:
+                break                                   # what is left would be too little for the next one, too
             if outcome.verdict is Verdict.PROMOTED and outcome.result is not None:
                 best = outcome.result
                 model = best if outcome.evidence.get("complete") else model
         return best
 
-    def _train_and_compare(self, model: str, bench: Bench) -> Trial:
-        best = self._train(model, bench)
-        if best == model:
+    def _train_and_compare(self, candidate: Candidate, bench: Bench) -> Trial:
+        best = self._train(candidate.base, bench)
+        if best == candidate.base:
             return Trial(None, {"children": bench.children})
-        inputs = self._with_seal({"model:new": best, "model:old": model})
+        inputs = self._with_seal({"model:new": best, "model:old": candidate.incumbent})
         params = {"tasks": list(self.tasks), "count": self.settings.fresh_items, "seed": bench.seed("compare"),
                   "batch": self.settings.score_batch, "level": self.settings.level}
         values = bench.job("compare", inputs, params).values
@@ -214,6 +225,11 @@ def coarse_to_fine(
         RandomSearch if settings.search is SearchKind.RANDOM else CmaEs, definitions, weights, settings.sigma,
         settings.groups, settings.fine_sigma, settings.coarse_proposals, seed_from("epoch", settings.seed, epoch),
     )
+
+
+def _carries(change: JsonObject, mark: JsonObject) -> bool:
+    """Whether a search with that mark proposed the change."""
+    return bool(mark.items() <= change.get("search", {}).items())
 
 
 def _genome(change: JsonObject) -> JsonObject:

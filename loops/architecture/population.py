@@ -1,7 +1,7 @@
 """M2N2 (arXiv 2508.16204): an archive of models on disk that are mated by what each can do that the other cannot.
 
-Steady state: one child at a time, inserted when it is better than the worst member. Every member keeps its 0/1 scores
-on one fixed probe of search items. Pure values only; the children are built by the job "build".
+Steady state: each child is inserted as it comes in, when it is better than the worst member. Every member keeps its
+0/1 scores on one fixed probe of search items. Pure values only; the children are built by the job "build".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loops.architecture.genome import DIGITS
-from loops.architecture.search import Told
+from loops.architecture.search import NONE_OUT, Told, free_place, noted
 from state.records import JsonObject, seed_from
 
 EPSILON = 1e-6
@@ -27,22 +27,25 @@ class M2n2:
     seed: int
 
     def start(self) -> JsonObject:
-        return {"members": [], "waiting": list(self.founders), "told": 0}
+        return {"members": [], "waiting": list(self.founders), **NONE_OUT}
 
-    def ask(self, state: JsonObject) -> JsonObject:
-        mark = {"generation": state["told"], "point": 0, "items_seed": seed_from("items", self.seed)}
-        if state["waiting"]:
-            return {"kind": "crossover", "parents": [state["waiting"][0]], "split": 1.0, "mix": 0.0, "search": mark}
-        draw = random.Random(seed_from("mating", self.seed, state["told"]))
+    def ask(self, state: JsonObject, in_flight: Sequence[JsonObject] = ()) -> JsonObject:
+        number, _ = free_place(state, 1, in_flight)
+        mark = {"generation": number, "point": 0, "items_seed": seed_from("items", self.seed)}
+        out = {parent for change in in_flight if len(change["parents"]) == 1 for parent in change["parents"]}
+        waiting = [model for model in state["waiting"] if model not in out]
+        if waiting:
+            return {"kind": "crossover", "parents": waiting[:1], "split": 1.0, "mix": 0.0, "search": mark}
+        draw = random.Random(seed_from("mating", self.seed, number))
         split, mix = round(draw.random(), DIGITS), round(draw.random(), DIGITS)
         return {"kind": "crossover", "parents": self._pair(state, draw), "split": split, "mix": mix, "search": mark}
 
     def tell(self, state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
-        if change.get("search", {}).get("generation") != state["told"]:
-            return state
-        after = {**state, "told": state["told"] + 1}
-        if state["waiting"] and change["parents"] == state["waiting"][:1]:
-            after["waiting"] = state["waiting"][1:]
+        after, complete = noted(state, 1, change, [])
+        if complete is None:
+            return after
+        if len(change["parents"]) == 1:
+            after["waiting"] = [model for model in state["waiting"] if model not in change["parents"]]
         if told.member is not None and told.scores:
             after["members"] = self._joined(state["members"], {"digest": told.member, "scores": told.scores})
         return after

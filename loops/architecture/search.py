@@ -1,9 +1,11 @@
 """Where the next genotype comes from: one ask/tell interface, and the searches over vectors behind it.
 
-A search is stateless code; its state is a JSON value that the caller keeps. `ask` draws nothing: the points of a
-generation are drawn when it opens and wait in the state, so asking twice gives the same change. Invariant: a search
-whose state went through JSON after every step takes the same path as one that was left alone. (Pickled optimisers of
-`cmaes` lose their generator; here it is seeded anew for each generation, so there is none to lose.)
+A search is stateless code; its state is a JSON value that the caller keeps. A point is named by its generation and
+its place in it, and drawn from a generator seeded by that name, so asking twice gives the same change. Nobody waits
+for a generation to fill: while its last points are out, those of the next are drawn from the distribution as it
+stands, and each generation is told when its own points are back. Invariant: a search whose state went through JSON
+after every step takes the same path as one that was left alone. (Pickled optimisers of `cmaes` lose their generator;
+here it is seeded anew for each point, so there is none to lose.)
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import base64
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import chain, count
+from typing import Any, Final, Protocol
 
 import numpy as np
 from cmaes import CMA, SepCMA
@@ -44,8 +47,8 @@ class Search(Protocol):
 
     def start(self) -> JsonObject: ...
 
-    def ask(self, state: JsonObject) -> JsonObject:
-        """The next change to try. Pure."""
+    def ask(self, state: JsonObject, in_flight: Sequence[JsonObject] = ()) -> JsonObject:
+        """The next change to try, another one than those `in_flight`. Pure."""
         ...
 
     def tell(self, state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
@@ -74,22 +77,27 @@ class CmaEs:
     seed: int
 
     def start(self) -> JsonObject:
-        return self._open(self._fresh(0), 0, 0)
+        return {"optimiser": _frozen(self._fresh(0)), "restarts": 0, **NONE_OUT}
 
-    def ask(self, state: JsonObject) -> JsonObject:
-        return _awaited(self.definition, self.seed, state)
+    def ask(self, state: JsonObject, in_flight: Sequence[JsonObject] = ()) -> JsonObject:
+        optimiser = _thawed(state["optimiser"])
+        generation, point = free_place(state, optimiser.population_size, in_flight)
+        optimiser.reseed_rng(seed_from("generation", self.seed, generation) % 2**32)
+        genes = [optimiser.ask() for _ in range(point + 1)][-1]
+        return _marked(self.definition, self.seed, generation, point, genes)
 
     def tell(self, state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
-        after = _with_fitness(state, change, told)
-        if after is state or None in after["fitness"]:
+        optimiser = _thawed(state["optimiser"])
+        fitness = WORST if told.fitness is None else told.fitness
+        entry = [self.definition.vector(change), fitness] if is_marked(change) else []
+        after, generation = noted(state, optimiser.population_size, change, entry)
+        if generation is None:
             return after
-        optimiser = _thawed(after["optimiser"])
-        points = [np.array(point) for point in after["points"]]
-        optimiser.tell([(point, -fitness) for point, fitness in zip(points, after["fitness"], strict=True)])
+        optimiser.tell([(np.array(point), -fitness) for point, fitness in generation])
         restarts = after["restarts"] + int(optimiser.should_stop())
         if restarts > after["restarts"]:
             optimiser = self._fresh(restarts)
-        return self._open(optimiser, after["generation"] + 1, restarts)
+        return {**after, "optimiser": _frozen(optimiser), "restarts": restarts}
 
     def keep(self, state: JsonObject, scores: str) -> bool:
         return False
@@ -101,15 +109,6 @@ class CmaEs:
         optimiser._funhist_values[:] = 0.0      # left unset by cmaes: the state would not be repeatable
         return optimiser
 
-    def _open(self, optimiser: CMA | SepCMA, generation: int, restarts: int) -> JsonObject:
-        """Draw a generation. What is drawn is rounded, so the point that is told is the point that was built."""
-        frozen = _frozen(optimiser)
-        optimiser.reseed_rng(seed_from("generation", self.seed, generation) % 2**32)
-        limits = self.definition.limits()
-        points = [_rounded(optimiser.ask(), limits) for _ in range(optimiser.population_size)]
-        return {"optimiser": frozen, "generation": generation, "restarts": restarts,
-                "points": points, "fitness": [None] * len(points)}
-
 
 @dataclass(frozen=True, slots=True)
 class RandomSearch:
@@ -120,46 +119,75 @@ class RandomSearch:
     seed: int
 
     def start(self) -> JsonObject:
-        return self._open(0)
+        return dict(NONE_OUT)
 
-    def ask(self, state: JsonObject) -> JsonObject:
-        return _awaited(self.definition, self.seed, state)
+    def ask(self, state: JsonObject, in_flight: Sequence[JsonObject] = ()) -> JsonObject:
+        generation, point = free_place(state, self._size, in_flight)
+        draws = np.random.RandomState(seed_from("generation", self.seed, generation) % 2**32)
+        genes = [draws.normal(self.cloud.mean, self.cloud.sigma) for _ in range(point + 1)][-1]
+        return _marked(self.definition, self.seed, generation, point, genes)
 
     def tell(self, state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
-        after = _with_fitness(state, change, told)
-        done = after is not state and None not in after["fitness"]
-        return self._open(after["generation"] + 1) if done else after
+        return noted(state, self._size, change, [])[0]
 
     def keep(self, state: JsonObject, scores: str) -> bool:
         return False
 
-    def _open(self, generation: int) -> JsonObject:
-        draws = np.random.RandomState(seed_from("generation", self.seed, generation) % 2**32)
-        limits = self.definition.limits()
-        size = 4 + int(3 * np.log(len(limits)))
-        points = [_rounded(draws.normal(self.cloud.mean, self.cloud.sigma), limits) for _ in range(size)]
-        return {"generation": generation, "points": points, "fitness": [None] * size}
+    @property
+    def _size(self) -> int:
+        return 4 + int(3 * np.log(self.definition.dimensions))
 
 
-def _awaited(definition: Definition, seed: int, state: JsonObject) -> JsonObject:
-    """The first point of the open generation that has no fitness yet, as a change."""
-    point = state["fitness"].index(None)
-    generation = state["generation"]
+NONE_OUT: Final[JsonObject] = {"next": 0, "open": []}
+"""No generation begun. "next": the first of which nothing was told; "open": those before it that are not complete,
+each {"generation", "told": {point: what was told}}.
+"""
+
+
+def free_place(state: JsonObject, size: int, in_flight: Sequence[JsonObject]) -> tuple[int, int]:
+    """Generation and point of the first place that was neither told nor is in flight."""
+    taken = {(change["search"]["generation"], change["search"]["point"]) for change in in_flight if is_marked(change)}
+    taken |= {(entry["generation"], int(point)) for entry in state["open"] for point in entry["told"]}
+    generations = chain((entry["generation"] for entry in state["open"]), count(state["next"]))
+    return next(
+        (generation, point) for generation in generations for point in range(size) if (generation, point) not in taken
+    )
+
+
+def noted(
+    state: JsonObject, size: int, change: JsonObject, entry: list[Any]
+) -> tuple[JsonObject, list[list[Any]] | None]:
+    """The state with `entry` at the change's place, and the entries of its generation, by point, once it is complete.
+
+    A change that has no place, or one that is told already, leaves `state` itself.
+    """
+    if not is_marked(change):
+        return state, None
+    generation, point = change["search"]["generation"], str(change["search"]["point"])
+    begun = range(state["next"], generation + 1)
+    entries = {
+        **{known["generation"]: known["told"] for known in state["open"]}, **{number: {} for number in begun}
+    }
+    told = entries.get(generation)
+    if told is None or point in told or not 0 <= int(point) < size:
+        return state, None
+    entries[generation] = told = {**told, point: entry}
+    complete = [told[name] for name in sorted(told, key=int)] if len(told) == size else None
+    if complete is not None:
+        del entries[generation]
+    still = [{"generation": number, "told": entries[number]} for number in sorted(entries)]
+    return {**state, "next": max(state["next"], generation + 1), "open": still}, complete
+
+
+def is_marked(change: JsonObject) -> bool:
+    """Whether a search proposed the change."""
+    return bool({"generation", "point"} <= change.get("search", {}).keys())
+
+
+def _marked(definition: Definition, seed: int, generation: int, point: int, genes: Any) -> JsonObject:
+    """A drawn point as a change. It is rounded, so the point that is told is the point that was built."""
     mark = {"generation": generation, "point": point, "items_seed": seed_from("items", seed, generation)}
-    return {**definition.change(state["points"][point]), "search": mark}
-
-
-def _with_fitness(state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
-    """The state with one more fitness; `state` itself where the change is not awaited."""
-    mark = change.get("search", {})
-    point = mark.get("point", -1)
-    if mark.get("generation") != state["generation"] or not 0 <= point < len(state["points"]):
-        return state
-    if state["fitness"][point] is not None:
-        return state
-    fitness = list(state["fitness"])
-    fitness[point] = WORST if told.fitness is None else told.fitness
-    return {**state, "fitness": fitness}
+    return {**definition.change(_rounded(genes, definition.limits())), "search": mark}
 
 
 def _rounded(genes: Any, limits: Sequence[tuple[float, float]]) -> list[float]:

@@ -6,6 +6,7 @@ describes the same model in both definitions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,21 +35,24 @@ class CoarseToFine:
         state = {"stage": 0, "told": 0, "best": [None] * len(self.coarse), "origin": None}
         return {**state, "inner": self._inner(state).start()}
 
-    def ask(self, state: JsonObject) -> JsonObject:
-        change = self._inner(state).ask(state["inner"])
+    def ask(self, state: JsonObject, in_flight: Sequence[JsonObject] = ()) -> JsonObject:
+        here = [change for change in in_flight if change.get("search", {}).get("stage") == state["stage"]]
+        change = self._inner(state).ask(state["inner"], here)
         return {**change, "search": {**change["search"], "stage": state["stage"]}}
 
     def tell(self, state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
-        if change.get("search", {}).get("stage") != state["stage"]:
+        stage = change.get("search", {}).get("stage", len(self.coarse))
+        if stage < state["stage"] and state["origin"] is None:       # it comes in late, and may yet be the best
+            return {**state, "best": self._better(state, stage, change, told)}
+        if stage != state["stage"]:
             return state
-        search = self._inner(state)
-        inner = search.tell(state["inner"], change, told)
+        inner = self._inner(state).tell(state["inner"], change, told)
         if inner is state["inner"]:
             return state
         after = {**state, "inner": inner, "told": state["told"] + 1}
-        if state["stage"] == len(self.coarse):
+        if stage == len(self.coarse):
             return after
-        after["best"] = self._better(state, search.definition.vector(change), told)
+        after["best"] = self._better(state, stage, change, told)
         return self._advance(after) if after["told"] >= self.coarse_proposals else after
 
     def keep(self, state: JsonObject, scores: str) -> bool:
@@ -58,18 +62,18 @@ class CoarseToFine:
         """What varies in the stage that is open."""
         return self._inner(state).definition
 
-    def _better(self, state: JsonObject, vector: list[float], told: Told) -> list[Any]:
+    def _better(self, state: JsonObject, stage: int, change: JsonObject, told: Told) -> list[Any]:
         """The best points so far. A promoted one is best until another is promoted: what only leads on the shared items
         has not beaten it.
         """
-        best = list(state["best"])
-        known = best[state["stage"]]
+        best, vector = list(state["best"]), self.coarse[stage].vector(change)
+        known = best[stage]
         if told.promoted:
-            best[state["stage"]] = {"vector": vector, "advantage": 0.0, "promoted": True}
+            best[stage] = {"vector": vector, "advantage": 0.0, "promoted": True}
         elif told.fitness is not None and (
             known is None or (not known["promoted"] and told.advantage > known["advantage"])
         ):
-            best[state["stage"]] = {"vector": vector, "advantage": told.advantage, "promoted": False}
+            best[stage] = {"vector": vector, "advantage": told.advantage, "promoted": False}
         return best
 
     def _advance(self, state: JsonObject) -> JsonObject:

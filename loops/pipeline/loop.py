@@ -62,6 +62,7 @@ class PipelineSettings:
         if not 0 < self.level < 1:
             raise ValueError("level must be between 0 and 1")
         Ladder(self.eta, self.rungs)
+        self.space.check()
 
     @property
     def ladder(self) -> Ladder:
@@ -91,11 +92,17 @@ class PipelineLoop:
         return LoopName.PIPELINE
 
     def start(self) -> JsonObject:
-        return {"studies": [], "payoffs": {}, "best": {}, "limits": [], "tokens": {}}
+        return {"studies": [], "payoffs": {}, "best": {}, "limits": []}
 
-    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
+    def propose(
+        self, state: JsonObject, base: str, incumbent: str, seed: int, in_flight: Sequence[Candidate] = ()
+    ) -> Candidate:
         configurations, ladder = _configurations(_study(state, base)), self.settings.ladder
-        chosen = paused(configurations, ladder) or survivor(configurations, ladder)
+        out = {change["config"]: change for change in (candidate.change for candidate in in_flight)
+               if change.get("study") == base}
+        known = {configuration.id for configuration in configurations}
+        configurations += [_begun(change) for name, change in out.items() if name not in known]
+        chosen = paused(configurations, ladder, out.keys()) or survivor(configurations, ladder, out.keys())
         if chosen is None:
             knowledge = Knowledge(state["payoffs"], {k: [e["genes"] for e in v] for k, v in state["best"].items()},
                                   state["limits"])
@@ -109,9 +116,10 @@ class PipelineLoop:
         return Candidate(self.name, change, model, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
-        to_step = self._affordable(candidate.change, bench)
+        if bench.left.tokens <= 0:
+            raise JobFailed("the budget has no tokens left to train on", Verdict.TIMED_OUT)
         sft = candidate.change["recipe"]["stage"] == Stage.SFT
-        values = (self._train if sft else self._reinforce)(candidate.change, to_step, bench)
+        values = (self._train if sft else self._reinforce)(candidate.change, bench)
         made = values["model"] != candidate.change["model"]
         if values["model"] == candidate.incumbent:
             return Trial(None, {**values, "comparison": None})
@@ -131,7 +139,7 @@ class PipelineLoop:
             "reached": values["reached"], "complete": values["reached"] >= recipe["steps"],
             "comparison": comparison, "training": values["training"],
         }
-        lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources", "tokens")}
+        lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources")}
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
         if comparison is None:
             return Outcome(Verdict.REJECTED, f"{told}: nothing new came out", None, evidence, lesson)
@@ -145,7 +153,7 @@ class PipelineLoop:
         study = _study(state, change["study"])
         configurations = _configurations(study)
         found = next((c for c in configurations if c.id == change["config"]), None)
-        before = found or Configuration(change["config"], Recipe.from_json(change["recipe"]), change["genes"])
+        before = found or _begun(change)
         comparison = outcome.evidence.get("comparison")
         values = dict(study["values"])                     # kept as pairs: JSON objects forget which came last
         offset = values.get(candidate.incumbent, 0.0)
@@ -168,7 +176,6 @@ class PipelineLoop:
                 state["payoffs"], lesson.get("sources") or {}
             ),
             "best": best, "limits": limits.added(state["limits"], limit),
-            "tokens": _token_rate(state["tokens"], change, lesson),
         }
 
     def _space(self, state: JsonObject, base: str) -> Space:
@@ -177,42 +184,38 @@ class PipelineLoop:
         stages = self.settings.stages
         return replace(self.settings.space, stages=tuple(sorted(stages, key=lambda stage: stage in made)))
 
-    def _affordable(self, change: JsonObject, bench: Bench) -> int:
-        """The step to which the tokens that are left suffice, by what this stage has used so far."""
-        recipe, left = Recipe.from_json(change["recipe"]), bench.left.tokens
-        rate = bench.cycle.state["tokens"].get(str(recipe.stage), 0.0) * recipe.completions
-        steps = change["to_step"] - change["from_step"]
-        affordable = steps if rate <= 0 else min(steps, int(left / rate))
-        if left <= 0 or affordable < 1:
-            raise JobFailed(f"the {left} tokens left do not suffice for a step", Verdict.TIMED_OUT)
-        return int(change["from_step"] + affordable)
-
-    def _train(self, change: JsonObject, to_step: int, bench: Bench) -> JsonObject:
-        """A supervised rung: one job."""
+    def _train(self, change: JsonObject, bench: Bench) -> JsonObject:
+        """A supervised rung: one job, which ends early where the tokens do not suffice."""
         inputs = {"model": change["model"]}
         if change["checkpoint"] is not None:
             inputs["checkpoint"] = change["checkpoint"]
         used = Recipe.from_json(change["recipe"]).shares(self.sources)
         inputs |= {f"data:{name}": self.sources[name] for name in used}
         params = {
-            "recipe": change["recipe"], "from_step": change["from_step"], "to_step": to_step,
-            "save_steps": self.settings.save_steps,
+            "recipe": change["recipe"], "from_step": change["from_step"], "to_step": change["to_step"],
+            "save_steps": self.settings.save_steps, "max_tokens": bench.left.tokens,
         }
         result = bench.job("train", inputs, params, bench.seed("train"))
         values = result.values
+        if not result.outputs:
+            raise JobFailed(f"nothing was trained: {values['stopped']}", Verdict.TIMED_OUT)
+        reached = change["from_step"] + values["steps"]
         shown = ("steps", "tokens", "loss_first", "loss_last", "stopped", "learned")
         return {
-            "model": result.outputs["model"], "checkpoint": result.outputs["checkpoint"], "reached": to_step,
-            "trained": to_step, "sources": values.get("sources", {}), "tokens": values["tokens"],
+            "model": result.outputs["model"], "checkpoint": result.outputs["checkpoint"], "reached": reached,
+            "trained": reached, "sources": values.get("sources", {}),
             "training": {key: values.get(key) for key in shown},
         }
 
-    def _reinforce(self, change: JsonObject, to_step: int, bench: Bench) -> JsonObject:
-        """A reinforcement rung: child cycles, each from the last accepted checkpoint; a rejected one is spent."""
+    def _reinforce(self, change: JsonObject, bench: Bench) -> JsonObject:
+        """A reinforcement rung: child cycles, each from the last accepted checkpoint; a rejected one is spent.
+
+        Where a budget ends one of them the rung is put aside: the steps that it did not do are not spent.
+        """
         if bench.left.trials < 1:
             raise JobFailed("the budget has no trial left for a reinforcement segment", Verdict.TIMED_OUT)
         model, checkpoint, trained = change["model"], change["checkpoint"], change["trained"]
-        reached, before, verdicts, last = change["from_step"], bench.spent.tokens, [], None
+        reached, to_step, verdicts, last = change["from_step"], change["to_step"], [], None
         while reached < to_step and bench.left.trials > 0 and bench.left.tokens > 0:
             steps = min(self.settings.segment_steps, to_step - reached)
             segment = self.inner.on({
@@ -222,10 +225,15 @@ class PipelineLoop:
             left = bench.left
             last = bench.descend(segment, model, model, Budget(left.seconds, left.tokens, 0))
             verdicts.append(str(last.verdict))
-            reached += steps
+            if last.verdict is Verdict.TIMED_OUT:
+                break
+            cut = last.lesson.get("cut", 0)
+            reached += steps - cut
             if last.verdict is Verdict.PROMOTED and last.result is not None:
                 model, checkpoint = last.result, last.lesson["checkpoint"]
                 trained += last.lesson["steps"]                     # fewer than asked for where it stopped early
+            if cut:
+                break
         failed = {Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.REFUSED}
         if last is None or all(verdict in failed for verdict in verdicts):
             raise JobFailed(
@@ -234,7 +242,7 @@ class PipelineLoop:
             )
         return {
             "model": model, "checkpoint": checkpoint, "reached": reached, "trained": trained, "sources": {},
-            "tokens": bench.spent.tokens - before, "training": {"segments": verdicts},
+            "training": {"segments": verdicts},
         }
 
 
@@ -246,6 +254,11 @@ def _study(state: JsonObject, base: str) -> JsonObject:
 
 def _configurations(study: JsonObject) -> list[Configuration]:
     return [Configuration.from_json(body) for body in study["configurations"]]
+
+
+def _begun(change: JsonObject) -> Configuration:
+    """The configuration of a candidate of which nothing is known yet."""
+    return Configuration(change["config"], Recipe.from_json(change["recipe"]), change["genes"])
 
 
 def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: float) -> Configuration:
@@ -267,12 +280,3 @@ def _ranked(entries: Sequence[JsonObject], configuration: Configuration, gain: f
     genes = dict(configuration.genes)
     others = [entry for entry in entries if entry["genes"] != genes]
     return sorted([*others, {"genes": genes, "gain": gain}], key=lambda entry: -entry["gain"])[:BEST_KEPT]
-
-
-def _token_rate(rates: JsonObject, change: JsonObject, lesson: JsonObject) -> JsonObject:
-    """Tokens per sequence by stage, as last seen: what a budget of tokens is divided by."""
-    steps = lesson.get("reached", 0) - change["from_step"]
-    recipe = Recipe.from_json(change["recipe"])
-    if steps <= 0 or not lesson.get("tokens"):
-        return rates
-    return {**rates, str(recipe.stage): lesson["tokens"] / (steps * recipe.completions)}

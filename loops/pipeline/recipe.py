@@ -72,12 +72,12 @@ class Recipe:
             ("steps", self.steps >= 1, "at least 1"),
             ("warmup", 0 <= self.warmup <= 1, "between 0 and 1"),
             ("adapter.rank", self.adapter.rank >= 1, "at least 1"),
-            ("adapter.alpha", self.adapter.alpha > 0, "above 0"),
-            ("mixture", all(share >= 0 for share in self.mixture.values()), "without negative shares"),
-            ("replay", self.replay >= 0, "at least 0"),
-            ("temperature", self.temperature > 0, "above 0"),
+            ("adapter.alpha", 0 < self.adapter.alpha < math.inf, "above 0 and finite"),
+            ("mixture", all(0 <= share < math.inf for share in self.mixture.values()), "of finite shares from 0 on"),
+            ("replay", 0 <= self.replay < math.inf, "at least 0 and finite"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0 and finite"),
             ("group", self.group >= 2, "at least 2"),
-            ("beta", self.beta >= 0, "at least 0"),
+            ("beta", 0 <= self.beta < math.inf, "at least 0 and finite"),
         ):
             if not good:
                 raise ValueError(f"recipe: {name} must be {rule}")

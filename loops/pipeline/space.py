@@ -1,7 +1,8 @@
 """The space of recipes: which genes there are, and how genes become a recipe and back.
 
 A gene is one number or one choice that the tuner may vary around a stage's default recipe. Which values are worth
-trying is the tuner's business; which are forbidden, the bounds'. Invariant: the default recipe is a point of the space.
+trying is the tuner's business; which are forbidden, the bounds'. Invariant: the default recipe is a point of the space,
+and where `check` found nothing every point is a recipe.
 """
 
 from __future__ import annotations
@@ -96,6 +97,20 @@ class Space:
         if len(sources) > 1:
             found |= {f"tilt:{source}": Span(-MOST_TILT, MOST_TILT) for source in sorted(sources)}
         return {f"{stage}.{name}": gene for name, gene in found.items()}
+
+    def check(self) -> None:
+        """ValueError names the first gene of a stage whose range leaves what a recipe may hold.
+
+        Every gene has a rule of its own, so its ends around the default stand for all points.
+        """
+        for stage in self.stages:
+            start = self.default_genes(stage, ())
+            for name, gene in self.genes(stage, ()).items():
+                for value in (gene.low, gene.high) if isinstance(gene, Span) else gene.options:
+                    try:
+                        self.recipe(stage, {**start, name: value}, (), {})
+                    except (ValueError, OverflowError) as error:
+                        raise ValueError(f"{name} with its range reaches {value}: {error}") from error
 
     def default_genes(self, stage: Stage, sources: Sequence[str]) -> Genes:
         """The point at which the stage's default recipe lies."""

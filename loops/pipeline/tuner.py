@@ -7,7 +7,7 @@ Optuna study is rebuilt from them each time, in memory. Invariant: a configurati
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -89,24 +89,30 @@ class Ladder:
         return len(configuration.values) >= len(self.ends(configuration.recipe.steps))
 
 
-def paused(configurations: Sequence[Configuration], ladder: Ladder) -> Configuration | None:
-    """One that a budget stopped before or inside a rung; it goes on before anything else."""
+def paused(
+    configurations: Sequence[Configuration], ladder: Ladder, in_flight: Container[str] = ()
+) -> Configuration | None:
+    """One that a budget stopped before or inside a rung; it goes on before anything else. `in_flight`: ids not to
+    choose.
+    """
     for configuration in configurations:
-        if configuration.failed is None and not ladder.finished(configuration):
+        if configuration.id not in in_flight and configuration.failed is None and not ladder.finished(configuration):
             begun = configuration.step > ladder.begin(configuration)
             if begun or not configuration.values:
                 return configuration
     return None
 
 
-def survivor(configurations: Sequence[Configuration], ladder: Ladder) -> Configuration | None:
+def survivor(
+    configurations: Sequence[Configuration], ladder: Ladder, in_flight: Container[str] = ()
+) -> Configuration | None:
     """The configuration that ASHA lets climb, the highest rung first; None where a new one should start."""
     for rung in reversed(range(ladder.rungs - 1)):
         reached = [c for c in configurations if len(c.values) > rung]
         best = sorted(reached, key=lambda c: (-c.values[rung], c.id))[: len(reached) // ladder.eta]
         for configuration in best:
             waiting = len(configuration.values) == rung + 1 and configuration.failed is None
-            if waiting and not ladder.finished(configuration):
+            if waiting and configuration.id not in in_flight and not ladder.finished(configuration):
                 return configuration
     return None
 

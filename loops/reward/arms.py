@@ -55,10 +55,16 @@ def improvement(values: JsonObject) -> Gain:
 
 
 def advantage(shaped: JsonObject, control: JsonObject) -> Gain:
-    """What the shaping gained over zero: by q, or by sampled success step by step (same prompts, same seeds)."""
-    if shaped.get("q_after") and control.get("q_after"):
+    """What the shaping gained over zero: by q, or by sampled success step by step (same prompts, same seeds).
+
+    Answers differ in length, so the cap of tokens may cut one arm off at an earlier step than the other. Then q tells
+    who was trained for longer, and sampled success over the steps that both did decides.
+    """
+    shorter, longer = sorted((shaped, control), key=lambda arm: len(arm["truth"]))
+    steps = len(shorter["truth"])                                  # an arm may have stopped early, too
+    uneven = shorter.get("cut") and steps < len(longer["truth"])
+    if shaped.get("q_after") and control.get("q_after") and not uneven:
         return paired(shaped["q_after"], control["q_after"])
-    steps = min(len(shaped["truth"]), len(control["truth"]))       # an arm may have stopped early
     return paired(shaped["truth"][:steps], control["truth"][:steps])
 
 

@@ -87,7 +87,9 @@ class RewardLoop:
             "scale": 1.0, "strikes": 0, "avoid": [], "blocked": [], "best": None, "history": [],
         }
 
-    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
+    def propose(
+        self, state: JsonObject, base: str, incumbent: str, seed: int, in_flight: Sequence[Candidate] = ()
+    ) -> Candidate:
         task = self.assignment
         shaping = self.shaping(state, task["from_step"], task["recipe"]["steps"])
         change = {
@@ -116,10 +118,10 @@ class RewardLoop:
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         shaping = Shaping.from_json(candidate.change["shaping"])
         state = bench.cycle.state
-        specs = {"zero": self._spec(candidate.change, ZERO, bench)}
-        if not shaping.is_zero:
-            specs["shaped"] = self._spec(candidate.change, shaping, bench)
-        arms = {name: _arm(result) for name, result in zip(specs, bench.jobs(list(specs.values())), strict=True)}
+        tried = {"zero": ZERO} if shaping.is_zero else {"zero": ZERO, "shaped": shaping}
+        max_tokens = bench.left.tokens // len(tried)
+        specs = [self._spec(candidate.change, each, max_tokens, bench) for each in tried.values()]
+        arms = {name: _arm(result) for name, result in zip(tried, bench.jobs(specs), strict=True)}
         if "failed" in arms["zero"]:
             raise JobFailed(arms["zero"]["failed"], Verdict(arms["zero"]["verdict"]))
         best = state["best"] if state["best"] and state["best"]["lineage"] == candidate.change["lineage"] else None
@@ -148,7 +150,8 @@ class RewardLoop:
         }
         lesson = {
             "checkpoint": kept["checkpoint"], "steps": values.get("steps", candidate.change["steps"]),
-            "evidence": values.get("evidence"), "q": q, "history": trial.values["history"],
+            "cut": values.get("cut", 0), "evidence": values.get("evidence"), "q": q,
+            "history": trial.values["history"],
         }
         verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
         return Outcome(verdict, _reason(weighing), kept["model"] if weighing.accepted else None, evidence, lesson)
@@ -179,8 +182,8 @@ class RewardLoop:
         known = evidence.features == Evidence.empty(self.settings.allowed).features
         return evidence if known else Evidence.empty(self.settings.allowed)       # the operator changed the list
 
-    def _spec(self, change: JsonObject, shaping: Shaping, bench: Bench) -> JobSpec:
-        """One arm. Both arms have the same seeds and differ in nothing but the shaping."""
+    def _spec(self, change: JsonObject, shaping: Shaping, max_tokens: int, bench: Bench) -> JobSpec:
+        """One arm. Both arms have the same seeds and tokens and differ in nothing but the shaping."""
         inputs = {"model": change["model"], "seal": self.seal}
         inputs |= {f"data:{name}": digest for name, digest in sorted(self.sources.items())}
         if change["checkpoint"] is not None:
@@ -191,6 +194,7 @@ class RewardLoop:
             "evidence": self._evidence(bench.cycle.state).to_json(),
             "probe_seed": bench.seed("probe"), "probe_items": self.settings.probe_items,
             "proxy_strength": STRONGEST, "references": self.settings.references,
+            "max_tokens": max_tokens,
         }
         return bench.spec("segment", inputs, params, bench.seed("segment"))
 
@@ -208,6 +212,8 @@ def rearm(state: JsonObject) -> JsonObject:
 def _arm(result: JobResult | JobFailed) -> JsonObject:
     if isinstance(result, JobFailed):
         return {"failed": str(result), "verdict": str(result.verdict)}
+    if not result.outputs:                                              # no step fitted into its tokens
+        return {"failed": result.values["stopped"], "verdict": str(Verdict.TIMED_OUT)}
     return {
         "model": result.outputs["model"], "checkpoint": result.outputs["checkpoint"], "values": result.values,
     }

@@ -37,7 +37,8 @@ class Question:
 class Record:
     """What a segment has learned so far, beside weights and moments: exactly what a checkpoint keeps of it.
 
-    Lists have one value a step; `scores` and `truths` one a completion. `right` holds the last own successes.
+    Lists have one value a step; `scores` and `truths` one a completion. `right` holds the last own successes, `cut`
+    is how many steps the cap of tokens left undone.
     """
 
     step: int
@@ -60,6 +61,7 @@ class Record:
     start_log_p: list[list[float]] = field(default_factory=list)
     micro_batch: int = 0
     stopped: str | None = None
+    cut: int = 0
 
     def to_json(self) -> JsonObject:
         return {name: getattr(self, name) for name in self.__slots__}

@@ -2,13 +2,16 @@
 
 inputs   model, checkpoint (to carry on from `from_step`), seal, data:<source> ... (replay)
 params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_seed, probe_items, save_steps,
-         proxy_strength, references
+         proxy_strength, references, max_tokens (None: no cap)
 outputs  model (adapter merged), checkpoint
 values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, canaries, q_before,
-         q_after, kl, entropy, tokens, stopped, learned
+         q_after, kl, entropy, tokens, steps, cut, stopped, learned
 
 Without references (tasks in which several answers are right) there is no q. "canaries" names the junk answers that a
 target's verifier takes for right.
+
+A step is begun only if it stays within `max_tokens` however long its answers become; "cut" counts the steps that were
+left undone for that. Where not even one fits, there are no outputs and "steps" is 0.
 
 R = r0 + B sum a_k c_k (phi_k - 1/2), divided by .3 and not by a deviation. The target is never shown: prompts are
 fresh search items, references only tell features apart and measure q. A pure function of the spec and its inputs.
@@ -38,14 +41,14 @@ from loops.work.learner import Learner, load_learner, schedule, standing, take_u
 from loops.work.marking import Marking, Question, Record
 from loops.work.replay import DATA_ROWS, Replay
 from loops.work.rows import answer_log_p, mixed, read_rows, tokenise
-from loops.work.stops import reason_to_stop
+from loops.work.stops import out_of_tokens, reason_to_stop
 from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
 from safety.yardstick.items import TaskSpec
 from safety.yardstick.scoring import expected_success
 from safety.yardstick.tasks import sealed_ids
 from safety.yardstick.verifiers import canaries
 from state.jobs import Desk, JobSpec, Produced
-from state.records import JsonObject, seed_from
+from state.records import seed_from
 
 PROBE_ITEMS = 256
 SAVE_STEPS = 20
@@ -70,6 +73,7 @@ class Errand:
     save_steps: int
     proxy_strength: float
     references: bool
+    max_tokens: int | None
     seed: int
 
     @property
@@ -89,7 +93,7 @@ class Errand:
             [TaskSpec.from_json(body) for body in params["tasks"]], range(first, first + params["steps"]),
             Evidence.from_json(evidence) if evidence else Evidence.empty(FEATURES), params["probe_seed"],
             params.get("probe_items", PROBE_ITEMS) if references else 0, params.get("save_steps", SAVE_STEPS),
-            params.get("proxy_strength", PROXY_STRENGTH), references, spec.seed,
+            params.get("proxy_strength", PROXY_STRENGTH), references, params.get("max_tokens"), spec.seed,
         )
 
 
@@ -122,23 +126,38 @@ def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
     )
     given = take_up(learner, desk.inputs.get("checkpoint"), errand.recipe, errand.steps.start)
     found = checkpoint.latest(desk.folder / "steps")
-    record = Record(**found.state) if found else _begin(errand, learner, exercises, given)
+    record = Record(**found.state) if found else Record(
+        errand.steps.start, errand.evidence.to_json(), given.get("right", [])
+    )
+    replay = _replay(errand, desk, learner, record)
+    if not found:
+        if not _affords(errand, exercises, replay, record):
+            return Produced({"steps": 0, "tokens": 0, "stopped": out_of_tokens(errand.max_tokens, 0)})
+        record.q_before = _expected(learner, exercises)
     record.micro_batch = micro_batch or record.micro_batch
     if not record.stopped:
-        _run(errand, desk, learner, exercises, record, found)
+        _run(errand, desk, learner, exercises, replay, record, found)
     elif found:
         learner.restore(found)
     return _finish(errand, desk, learner, exercises, record)
 
 
-def _begin(errand: Errand, learner: Learner, exercises: Exercises, given: JsonObject) -> Record:
-    record = Record(errand.steps.start, errand.evidence.to_json(), given.get("right", []))
-    record.q_before = _expected(learner, exercises)
-    return record
+def _affords(errand: Errand, exercises: Exercises, replay: Replay, record: Record) -> bool:
+    """Whether the next step stays within the cap of tokens, even if every answer becomes as long as it may."""
+    if errand.max_tokens is None:
+        return True
+    recipe = errand.recipe
+    first = recipe.batch * (record.step - errand.steps.start)
+    prompts = [len(question.ids) for question in exercises.questions[first:first + recipe.batch]]
+    answer = exercises.longest + SPARE_TOKENS
+    asked = recipe.group * sum(prompts) + recipe.completions * answer
+    again = replay.most_tokens(record.step, max(prompts) + answer)
+    return record.tokens + asked + again <= errand.max_tokens
 
 
 def _run(
-    errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, record: Record, found: Checkpoint | None
+    errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, replay: Replay, record: Record,
+    found: Checkpoint | None,
 ) -> None:
     recipe, first, batch = errand.recipe, record.step, errand.recipe.batch
     left = range(batch * (first - errand.steps.start), len(exercises.questions))
@@ -146,7 +165,6 @@ def _run(
         exercises.questions, recipe.group, frozenset({int(learner.tokenizer.eos_token_id)}), errand.shaping,
         errand.proxy_strength, record, errand.references,
     )
-    replay = _replay(errand, desk, learner, record)
     pending = True
 
     def extra(model: Any) -> Tensor | None:
@@ -167,9 +185,13 @@ def _run(
         replay.tokens = 0
         record.entropy.append(logs["entropy"])
         record.clipped.append(logs["completions/clipped_ratio"])
-        if step % KL_STEPS == 0 or step == errand.steps.stop:
+        ahead = errand.steps.stop - step
+        short = ahead > 0 and not _affords(errand, exercises, replay, record)
+        if step % KL_STEPS == 0 or ahead == 0 or short:
             record.kl.append(_kl(learner, record))
         record.stopped = reason_to_stop(record.flat, record.clipped, record.entropy, record.kl)
+        if short and record.stopped is None:
+            record.stopped, record.cut = out_of_tokens(errand.max_tokens, len(record.truth)), ahead
         return record.stopped
 
     def save(step: int) -> None:
@@ -223,8 +245,8 @@ def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, 
     learner.save(outputs["model"])
     values = {
         "evidence": record.evidence, "success": sum(record.truths) / len(record.truths), "steps": len(record.truth),
-        "groups": record.groups, "mixed_groups": record.mixed_groups, "proxy": record.proxy, "truth": record.truth,
-        "shaping_trace": record.bonus, "rank_correlation": record.rank_correlation,
+        "cut": record.cut, "groups": record.groups, "mixed_groups": record.mixed_groups, "proxy": record.proxy,
+        "truth": record.truth, "shaping_trace": record.bonus, "rank_correlation": record.rank_correlation,
         "canaries": _canaries(exercises), "q_before": record.q_before, "q_after": q_after,
         "kl": record.kl[-1] if record.kl else 0.0, "entropy": record.entropy, "tokens": record.tokens,
         "stopped": record.stopped, "learned": {"micro_batch": record.micro_batch} if record.micro_batch else {},

@@ -41,8 +41,8 @@ class Replay:
     def loss(self, model: Any, step: int) -> Tensor | None:
         """The weighted cross-entropies of one step, or None where there is nothing to learn again."""
         terms = []
-        if self.weight > 0 and self.places.size:
-            chosen = self.places[step - self.first_step].tolist()
+        chosen = self._chosen(step)
+        if chosen:
             terms.append(self.weight * self._loss(model, [self.data.rows[place] for place in chosen]))
         held = self.successes()
         if len(held) >= SUCCESSES_NEEDED:
@@ -50,6 +50,19 @@ class Replay:
             drawn = generator.integers(len(held), size=SUCCESS_ROWS)
             terms.append(SUCCESS_WEIGHT * self._loss(model, [held[place] for place in drawn]))
         return sum(terms[1:], terms[0]) if terms else None
+
+    def most_tokens(self, step: int, longest: int) -> int:
+        """The most that the loss of one step counts, where no answer of the step is longer, prompt included, than
+        `longest`: it may be drawn as a success at once.
+        """
+        held = (len(prompt) + len(answer) for prompt, answer in self.successes())
+        return self.data.count(self._chosen(step)) + SUCCESS_ROWS * max([longest, *held])
+
+    def _chosen(self, step: int) -> list[int]:
+        """The rows of the data that one step sees."""
+        if self.weight <= 0 or not self.places.size:
+            return []
+        return [int(place) for place in self.places[step - self.first_step]]
 
     def _loss(self, model: Any, rows: Sequence[Encoded]) -> Tensor:
         self.tokens += sum(len(prompt) + len(answer) for prompt, answer in rows)

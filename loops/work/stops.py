@@ -1,4 +1,4 @@
-"""When a segment of reinforcement ends early, in words (ALGORITHMS 6).
+"""When training ends early, in words: a segment of reinforcement (ALGORITHMS 6), or tokens that do not suffice.
 
 Pure. Losses that are no numbers are the business of `loops.work.watch`.
 """
@@ -34,6 +34,11 @@ def reason_to_stop(
     if kl and kl[-1] > MOST_KL:
         return f"KL from the start is {kl[-1]:.2f}, over {MOST_KL} a token"
     return None
+
+
+def out_of_tokens(max_tokens: int | None, steps_done: int) -> str:
+    """Why a job that may use no more than `max_tokens` does no further step."""
+    return f"the {max_tokens} tokens it may use do not suffice for {'another' if steps_done else 'a'} step"
 
 
 def _for_long(values: Sequence[float], limit: float) -> bool:

@@ -1,9 +1,12 @@
 """The job "train": supervised steps of one recipe on a mixture of sources, full weights or an adapter, with TRL.
 
 inputs   model, checkpoint (to carry on from `from_step`), data:<source> ...
-params   recipe, from_step, to_step, save_steps
+params   recipe, from_step, to_step, save_steps, max_tokens (None: no cap)
 outputs  model (adapter merged), checkpoint
 values   steps, tokens, loss_first, loss_last, curve, stopped, sources, learned
+
+Every step's rows are known beforehand, so the steps that would go beyond `max_tokens` are cut off before the first one
+is done; "steps" counts what was done. Where not even one fits, there are no outputs and "steps" is 0.
 
 A pure function of the spec and its inputs. Killed anywhere and run again in the same folder, it goes on from its last
 verified checkpoint and ends with the same bits.
@@ -23,6 +26,7 @@ from loops.pipeline.recipe import Recipe
 from loops.work import checkpoint
 from loops.work.learner import Learner, load_learner, schedule, standing, take_up
 from loops.work.rows import Places, Tokens, answer_loss, mixed, read_rows, to_device, tokenise
+from loops.work.stops import out_of_tokens
 from loops.work.watch import Diverged, Logs, Watch, halving, quiet_arguments, run_trainer
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, seed_from
@@ -53,6 +57,7 @@ class Errand:
     recipe: Recipe
     steps: range
     save_steps: int
+    max_tokens: int | None
     seed: int
 
     @classmethod
@@ -61,17 +66,24 @@ class Errand:
         steps = range(params["from_step"], params["to_step"])
         if not steps:
             raise ValueError(f"there is no step from {steps.start} to {steps.stop}")
-        return cls(Recipe.from_json(params["recipe"]), steps, params.get("save_steps", SAVE_STEPS), spec.seed)
+        return cls(
+            Recipe.from_json(params["recipe"]), steps, params.get("save_steps", SAVE_STEPS), params.get("max_tokens"),
+            spec.seed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """The rows of every step, (steps, batch), and a few fixed ones of each source on which loss is measured."""
+    """The rows of every step that the tokens suffice for, (steps, batch), and a few fixed ones of each source on which
+    loss is measured. `stopped` says in words why these are not all steps.
+    """
 
     sources: Mapping[str, range]
     tokens: Tokens
     places: Places
     probes: Mapping[str, list[int]]
+    steps: range
+    stopped: str | None
 
 
 def train(spec: JobSpec, desk: Desk) -> Produced:
@@ -84,9 +96,11 @@ def train(spec: JobSpec, desk: Desk) -> Produced:
 def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
     learner = load_learner(desk.inputs["model"], errand.recipe, errand.seed, desk.device)
     lesson = _set_lesson(errand, desk, learner)
+    if not lesson.steps:
+        return Produced({"steps": 0, "tokens": 0, "stopped": lesson.stopped})
     progress = _begin(errand, desk, learner, lesson)
     progress.micro_batch = micro_batch or progress.micro_batch
-    if progress.step < errand.steps.stop:
+    if progress.step < lesson.steps.stop:
         _run(errand, desk, learner, lesson, progress)
     return _finish(errand, desk, learner, lesson, progress)
 
@@ -99,7 +113,18 @@ def _set_lesson(errand: Errand, desk: Desk, learner: Learner) -> Lesson:
         raise ValueError("there are no rows to train on: every data source is empty")
     probes = {name: _probe_places(held, errand.seed, name) for name, held in rows.sources.items() if len(held)}
     needed = [*places.reshape(-1).tolist(), *(place for probe in probes.values() for place in probe)]
-    return Lesson(rows.sources, tokenise(rows, needed, learner.tokenizer), places, probes)
+    tokens = tokenise(rows, needed, learner.tokenizer)
+    fit = _fitting(tokens, places, errand.max_tokens)
+    stopped = out_of_tokens(errand.max_tokens, fit) if fit < len(errand.steps) else None
+    return Lesson(rows.sources, tokens, places[:fit], probes, errand.steps[:fit], stopped)
+
+
+def _fitting(tokens: Tokens, places: Places, max_tokens: int | None) -> int:
+    """How many steps from the first one on use no more than `max_tokens` together."""
+    if max_tokens is None:
+        return len(places)
+    used = np.cumsum([tokens.count(row) for row in places.tolist()])
+    return int(np.searchsorted(used, max_tokens, "right"))
 
 
 def _begin(errand: Errand, desk: Desk, learner: Learner, lesson: Lesson) -> Progress:
@@ -136,7 +161,7 @@ def _run(errand: Errand, desk: Desk, learner: Learner, lesson: Lesson, progress:
         data_collator=lambda chosen: lesson.tokens.batch([row["row"] for row in chosen]),
         processing_class=learner.tokenizer,
         optimizers=(learner.optimizer, schedule(recipe, first, learner.optimizer)),
-        callbacks=[Watch(errand.seed, first, errand.steps.stop, errand.save_steps, after, save, desk.progress)],
+        callbacks=[Watch(errand.seed, first, lesson.steps.stop, errand.save_steps, after, save, desk.progress)],
     )
     run_trainer(trainer)
 
@@ -154,7 +179,7 @@ def _finish(errand: Errand, desk: Desk, learner: Learner, lesson: Lesson, progre
         sources[name] = {"rows": len(mine), "tokens": lesson.tokens.count(mine), "loss_drop": drop}
     tokens = lesson.tokens.count(used)
     values = {
-        "steps": len(errand.steps), "tokens": tokens, "stopped": None, "sources": sources,
+        "steps": len(lesson.steps), "tokens": tokens, "stopped": lesson.stopped, "sources": sources,
         "loss_first": progress.losses[0], "loss_last": progress.losses[-1], "curve": thinned(progress.losses),
         "learned": {"micro_batch": progress.micro_batch} if progress.micro_batch else {},
     }

@@ -7,11 +7,12 @@ one that nobody disturbed, row by row and field by field.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ IN_CYCLES = [
     point for point in POINTS if point not in {*IN_WORKERS, *AT_THE_FIRST_START, *AFTER_A_KILL, *NOT_IN_A_CYCLE}
 ]
 RECOVERIES = [                  # a kill, and a second one in the start that brings disk and tables together after it
-    ("ledger.append.after:2", "registry.link.replaced"),               # the links are made with the row of the genesis
+    ("ledger.append.after", "registry.link.replaced"),                 # the links are made with the row of the genesis
     ("registry.link.between", "registry.link.between"),
     ("registry.adopt.renamed", "registry.finish.before"),
     ("registry.adopt.intended", "registry.finish.before"),
@@ -113,6 +114,30 @@ def check(life: Life, undisturbed: list[Row], *, exact: bool = True) -> None:
     else:
         assert sum(starts - 1 for starts, _ in jobs.values()) <= life.kills           # parking counts as one
     assert differences(undisturbed, life.story()) == []
+
+
+def check_overlapping(life: Life, left: Sequence[list[int]]) -> None:
+    """What holds with several workers: `left` are the outermost cycles that each kill met."""
+    assert life.verify()["problems"] == []
+    assert life.problems() == []
+    assert life.wasted() == []
+    assert life.query("SELECT id FROM cycles WHERE outcome IS NULL") == []
+    rows = life.rows()
+    opened = [row for row in rows if row["event"] == "opened" and row["parent"] is None]
+    closed = {row["cycle"]: row for row in rows if row["event"] == "closed"}
+    assert sorted(row["evidence"]["ordinal"] for row in opened) == list(range(life.total))
+    assert all(row["verdict"] in ("PROMOTED", "REJECTED", "REFUSED") for row in closed.values())
+    assert len({json.dumps(row["change"], sort_keys=True) for row in opened}) == life.total
+    for cycles in left:                                            # nothing was begun before they had ended
+        after = [row["id"] for row in opened if row["id"] > max(cycles)]
+        assert all(closed[cycle]["id"] < min(after) for cycle in cycles)
+
+
+def roots_open(life: Life) -> list[int]:
+    """The outermost cycles that are open now."""
+    if not (life.state / "kaizend.db").exists():
+        return []
+    return [id for id, in life.query("SELECT id FROM cycles WHERE parent = 0 AND outcome IS NULL ORDER BY id")]
 
 
 # ------------------------------------------------------------------------------------------------- ways to be killed
@@ -282,6 +307,21 @@ def test_killed_while_its_own_workers_boot_it_leaves_nobody_behind_and_no_attemp
         until(lambda family=family: not any(alive(pid) for pid in family), 2)
     assert life.query("SELECT max(count) FROM attempts") == [(1,)]
     assert life.problems() == []
+
+
+def test_with_two_workers_cycles_overlap_and_kills_lose_nothing(new_life: NewLife) -> None:
+    """No disturbed life equals another one here; all else holds. After a kill, what was in flight ends one by one."""
+    life, left = new_life(total=10), list[list[int]]()
+    life.change("workers = 1", "workers = 2")
+    for workers in (False, True):
+        process = life.start()
+        until(lambda process=process: process.poll() is not None or len(roots_open(life)) == 2)
+        assert life.kill(process, workers=workers)
+        assert life.problems() == []
+        left.append(roots_open(life))
+    life.finish()
+    assert [len(cycles) for cycles in left] == [2, 2]
+    check_overlapping(life, left)
 
 
 # ------------------------------------------------------------------------------------------------- the long tests

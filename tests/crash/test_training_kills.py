@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 KILLS = {
     "train": ["step 4", "step 9", "checkpoint.unsealed:1", "checkpoint.unnamed:2", "checkpoint.after:1"],
     "segment": ["step 5", "checkpoint.unsealed:2", "checkpoint.unnamed:1"],
+    "capped train": ["step 4", "step 9", "checkpoint.unsealed:1"],
+    "capped segment": ["step 5", "checkpoint.unsealed:2", "checkpoint.unnamed:1"],
 }
+CAPS = {"capped train": 1060, "capped segment": 5300}
 ATTEMPTS = """
 import json, os, signal, sys
 from dataclasses import replace
@@ -28,8 +31,8 @@ from coaching import desk, segment_spec, train_spec
 from loops.work.reinforce import segment
 from loops.work.train import train
 
-kind, classroom, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-job, spec = (train, train_spec()) if kind == "train" else (segment, segment_spec())
+kind, classroom, folder, cap = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[5])
+job, spec = (train, train_spec(max_tokens=cap)) if "train" in kind else (segment, segment_spec(max_tokens=cap))
 
 def attempt(fatal):
     os.environ["KAIZEND_FAILPOINT"] = fatal
@@ -57,15 +60,19 @@ def classroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_classroom(tmp_path_factory.mktemp("classroom"))
 
 
-@pytest.mark.parametrize("kind", ["train", "segment"])
+@pytest.mark.parametrize("kind", list(KILLS))
 def test_killed_again_and_again_it_ends_with_the_same_bits(kind: str, classroom: Path, tmp_path: Path) -> None:
     """Each attempt is a process of its own, forked from one that has done nothing but import; the last one is left in
     peace and has another number of threads.
     """
-    job, spec = (train, train_spec()) if kind == "train" else (segment, segment_spec())
+    cap = CAPS.get(kind)
+    job, spec = (train, train_spec(max_tokens=cap)) if "train" in kind else (segment, segment_spec(max_tokens=cap))
     undisturbed = job(spec, desk(classroom, tmp_path / "undisturbed"))
+    assert undisturbed.values["steps"] == {"capped train": 10, "capped segment": 6, "train": 12, "segment": 8}[kind]
+    assert cap is None or undisturbed.tokens <= cap
     folder = tmp_path / "disturbed"
     command = [sys.executable, "-c", ATTEMPTS, kind, str(classroom), str(folder), json.dumps(KILLS[kind])]
+    command.append(json.dumps(cap))
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     told = subprocess.run(command, env=env, capture_output=True, check=True, text=True).stdout
     assert json.loads(told.splitlines()[-1]) == [-signal.SIGKILL] * len(KILLS[kind]) + [0]

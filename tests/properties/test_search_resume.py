@@ -118,3 +118,61 @@ def test_states_stay_small_enough_for_a_row() -> None:
     for place in range(400):
         state = search.tell(state, search.ask(state), Told((place * 37 % 100) / 100))
     assert len(canonical(state)) < 20_000
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(2, 9), st.lists(st.integers(0, 8), min_size=60, max_size=60),
+    st.sampled_from(["cma", "random", "coarse to fine", "m2n2"]),
+)
+def test_with_several_in_flight_no_change_is_asked_twice_and_every_answer_counts(
+    seed: int, workers: int, order: list[int], kind: str
+) -> None:
+    """Answers come in any order, some of them long after their generation's others."""
+    search, asked = searches(seed)[kind], []
+    state, in_flight, told_of = search.start(), [], 0
+    for draw in order:
+        while len(in_flight) < workers:
+            change = search.ask(state, in_flight)
+            assert change == search.ask(json.loads(json.dumps(state)), in_flight)
+            mark = {key: change["search"][key] for key in ("generation", "point")} | {
+                "stage": change["search"].get("stage")}
+            assert mark not in asked
+            asked.append(mark)
+            in_flight.append(change)
+        change = in_flight.pop(draw % workers)
+        after = search.tell(state, change, told(change, 1))
+        told_of += after != state
+        state = after
+    late = 2 * (workers - 1) if kind == "coarse to fine" else 0       # from a stage that closed meanwhile
+    assert len(order) - told_of <= late
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 2**32), st.permutations(range(6)))
+def test_the_order_in_which_a_generation_comes_in_does_not_matter(seed: int, order: list[int]) -> None:
+    search = searches(seed)["cma"]
+    state, changes = search.start(), list[JsonObject]()
+    for _ in order:
+        changes.append(search.ask(state, changes))
+    one = other = state
+    for place in range(len(order)):
+        one = search.tell(one, changes[place], told(changes[place], 2))
+        other = search.tell(other, changes[order[place]], told(changes[order[place]], 2))
+    assert one["open"] == other["open"] == []
+    assert canonical(one) == canonical(other)
+
+
+def test_while_a_generation_is_out_the_next_one_begins_and_each_is_told_with_its_own_points() -> None:
+    search = searches(3)["cma"]
+    state, out = search.start(), list[JsonObject]()
+    for _ in range(8):
+        out.append(search.ask(state, out))
+    assert [change["search"]["generation"] for change in out] == [0] * 6 + [1] * 2
+    for change in (*out[6:], *out[1:6]):
+        state = search.tell(state, change, Told(0.5))
+    unchanged = state["optimiser"]
+    assert unchanged == search.start()["optimiser"]
+    state = search.tell(state, out[0], Told(0.9))
+    assert state["optimiser"] != unchanged
+    assert [(entry["generation"], sorted(entry["told"])) for entry in state["open"]] == [(1, ["0", "1"])]

@@ -56,7 +56,7 @@ def test_one_line_has_id_verdict_and_reason(finished: Path) -> None:
 @pytest.mark.parametrize(("words", "said"), [
     (("log", "--loop", "house"), "one of architecture, pipeline, reward"), (("log", "--since", "soon"), "--since soon"),
     (("log", "--verdict", "GOOD"), "one of PROMOTED"), (("show", "4711"), "there is no row 4711"),
-    (("show", "x"), "'ID'"), (("show", "9" * 30), "'ID'"), (("diff", "1", "9" * 30), "no model came out of row 1"),
+    (("show", "x"), "'ID'"), (("show", "9" * 30), "'ID'"), (("diff", "2", "9" * 30), "no model came out of row 2"),
     (("lineage", "abcdef123"), "not a row, a channel or a known digest"), (("log", "--bogus"), "No such option"),
     (("nonsense",), "No such command"), (("export", "stable", "models"), "not an empty folder"),
     (("log", "--config", "nowhere.toml"), "nowhere.toml does not exist"), (("pause",), "kaizend is not running"),
@@ -83,12 +83,12 @@ def test_diff_compares_rows_and_models(finished: Path) -> None:
     assert "change.weights" in between
     models = {found["key"] for found in asked(finished, "diff", "stable", "working")["differences"]}
     assert "tensors.lm_head.weight" in models
-    start_folder = asked(finished, "diff", "2", "models/expert-maths")
+    start_folder = asked(finished, "diff", "1", "models/expert-maths")
     assert start_folder["differences"] == []
 
 
 def test_lineage_leads_back_to_the_operators_models(finished: Path) -> None:
-    stable, genesis = channels(finished)["stable"], rows(finished)[1].change
+    stable, genesis = channels(finished)["stable"], rows(finished)[0].change
     words = kaizend(finished, "lineage").stdout
     assert words.startswith(f"{stable[:12]}  row ")
     for model in (genesis["base"], *genesis["parents"]):
@@ -123,7 +123,8 @@ def test_follow_prints_rows_as_they_come_and_ends_quietly(life: Path) -> None:
         kaizend(life, "rollback", "--reason", "to see it")
         assert "ROLLED_BACK to see it" in follower.stdout.readline()
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(5) == 130
+        until(lambda: follower.poll() is not None)
+        assert follower.returncode == 130
         assert follower.stderr.read() == ""
 
 

@@ -36,8 +36,8 @@ def test_a_rollback_takes_under_five_seconds_and_is_recorded(life: Path) -> None
     assert json.loads(done.stdout) == row.to_json()
     assert (row.event, row.verdict, row.reason, row.actor) == (
         "rollback", "ROLLED_BACK", "answers got longer", "operator")
-    assert (row.base, row.result) == (before["stable"], rows(life)[1].result)
-    assert channels(life) == {**before, "stable": rows(life)[1].result}
+    assert (row.base, row.result) == (before["stable"], rows(life)[0].result)
+    assert channels(life) == {**before, "stable": rows(life)[0].result}
     assert links_agree(life)
     with Reading(life / "var" / "kaizend.db") as reading:
         assert reading.latches() == {before["stable"]: {"row": row.id, "reason": "answers got longer"}}
@@ -56,7 +56,7 @@ def test_a_rollback_imports_nothing_heavy(life: Path) -> None:
 def test_what_was_rolled_back_cannot_come_back(life: Path) -> None:
     release = next(row for row in rows(life) if row.event == "release" and row.verdict == "PROMOTED")
     assert roll_back(life, "--working").returncode == 0
-    assert channels(life)["working"] == channels(life)["stable"] == rows(life)[1].result
+    assert channels(life)["working"] == channels(life)["stable"] == rows(life)[0].result
     assert "latched" in complaint(roll_back(life, "--to", str(release.id)))
     assert "no earlier stable model" in complaint(roll_back(life))
     assert "did not make a model stable" in complaint(roll_back(life, "--to", "5"))
@@ -75,7 +75,7 @@ def test_a_rollback_killed_at_any_moment_happened_whole_or_not_at_all(life: Path
     if moment == "ledger.append.before":
         assert (after, len(rows(life))) == (before, count)
     else:
-        assert (after["stable"], rows(life)[-1].verdict) == (rows(life)[1].result, "ROLLED_BACK")
+        assert (after["stable"], rows(life)[-1].verdict) == (rows(life)[0].result, "ROLLED_BACK")
     database = Database(life / "var" / "kaizend.db")                  # as every start does
     Registry(life / "var", database).reconcile()
     database.close()

@@ -94,7 +94,7 @@ def test_a_rollback_through_the_running_daemon_takes_seconds(stopped: Path) -> N
         began = time.monotonic()
         done = kaizend(stopped, "rollback", "--reason", "worse in use")
         assert (done.returncode, time.monotonic() - began < 5) == (0, True)
-        assert channels(stopped) == {**before, "stable": rows(stopped)[1].result}
+        assert channels(stopped) == {**before, "stable": rows(stopped)[0].result}
         assert links_agree(stopped)
         assert rows(stopped)[-1].verdict == "ROLLED_BACK"
         assert "no earlier stable model" in complaint(kaizend(stopped, "rollback", "--reason", "again"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from synthetic import BUDGET, World
 
 from loops.architecture.loop import ArchitectureLoop
 from loops.architecture.settings import ArchitectureSettings
+from loops.cycle import propose_cycle
 from loops.loop import Bench, Trial
 from loops.pipeline.loop import PipelineLoop, PipelineSettings
 from loops.pipeline.recipe import GRPO, Adapter, Stage
@@ -61,31 +65,14 @@ def test_what_an_operator_moved_working_away_from_cannot_be_promoted_over_him(tm
     world = World(tmp_path)
     elsewhere = world.runner.keep("model", "skill-elsewhere", {"skill": 0.1})
 
-    class Overtaken:
-        """Its candidate wins, but while it runs an operator moves working."""
+    def overtaken(candidate: Candidate, bench: Bench) -> Trial:
+        world.ledger.append(Entry(Event.ROLLBACK, "back"), move=(Channel.WORKING, elsewhere))
+        return Trial(world.start, {})
 
-        name = LoopName.ARCHITECTURE
-
-        def start(self) -> JsonObject:
-            return {"learned": None}
-
-        def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
-            return Candidate(self.name, {"kind": "keep"}, base, incumbent)
-
-        def run(self, candidate: Candidate, bench: Bench) -> Trial:
-            world.ledger.append(Entry(Event.ROLLBACK, "back"), move=(Channel.WORKING, elsewhere))
-            return Trial(world.start, {})
-
-        def judge(self, candidate: Candidate, trial: Trial) -> Outcome:
-            return Outcome(Verdict.PROMOTED, "better", trial.result)
-
-        def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
-            return {"learned": str(outcome.verdict)}
-
-    outcome = world.cycle(Overtaken(), 0)
+    outcome = world.cycle(Scripted(run=overtaken), 0)
     assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, "working was moved while this was tried")
     assert world.ledger.channel(Channel.WORKING) == elsewhere
-    assert world.ledger.loop_state(LoopName.ARCHITECTURE) == {"learned": "REJECTED"}
+    assert world.ledger.loop_state(LoopName.ARCHITECTURE) == {"learned": ["REJECTED"]}
     world.close()
 
 
@@ -108,3 +95,101 @@ def test_cycles_at_any_depth_stay_within_the_trials_of_the_outermost(tmp_path: P
     for trials in (1, 2, 5, 9, 20):
         _, opened = trained(tmp_path / str(trials), budget=replace(BUDGET, trials=trials))
         assert 0 < len(opened) <= trials
+
+
+class Scripted:
+    """A loop whose every part does what a test says; its state counts what it learned."""
+
+    name = LoopName.ARCHITECTURE
+
+    def __init__(self, **parts: Callable[..., Any]) -> None:
+        self.parts = parts
+        self.met: list[tuple[str, int]] = []                # incumbent and seed of every run
+        self.seen: list[list[JsonObject]] = []              # the changes in flight at every proposal
+
+    def start(self) -> JsonObject:
+        return {"learned": []}
+
+    def propose(
+        self, state: JsonObject, base: str, incumbent: str, seed: int, in_flight: Sequence[Candidate] = ()
+    ) -> Candidate:
+        self.seen.append([candidate.change for candidate in in_flight])
+        return self.parts.get("propose", lambda: Candidate(self.name, {"kind": "keep"}, base, incumbent))()
+
+    def run(self, candidate: Candidate, bench: Bench) -> Trial:
+        self.met.append((candidate.incumbent, bench.seed("fresh")))
+        return self.parts["run"](candidate, bench)
+
+    def judge(self, candidate: Candidate, trial: Trial) -> Outcome:
+        verdict = Verdict.PROMOTED if trial.result else Verdict.REJECTED
+        return Outcome(verdict, "as measured", trial.result)
+
+    def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
+        self.parts.get("learn", lambda: None)()
+        return {"learned": [*state["learned"], str(outcome.verdict)]}
+
+
+def failing(error: Exception) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
+
+
+def test_a_loop_that_cannot_propose_gives_a_crashed_cycle_and_keeps_its_state(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    outcome = world.cycle(Scripted(propose=failing(ValueError("a learning rate of 1.5"))), 0)
+    assert outcome.verdict is Verdict.CRASHED
+    assert outcome.reason == "nothing was proposed: ValueError: a learning rate of 1.5"
+    assert world.ledger.loop_state(LoopName.ARCHITECTURE) == {"learned": []}
+    sound = Scripted(run=lambda candidate, bench: Trial(None, {}))
+    assert world.cycle(sound, 1).verdict is Verdict.REJECTED
+    assert [row.verdict for row in world.ledger.rows(event=Event.CLOSED)] == ["CRASHED", "REJECTED"]
+    world.close()
+
+
+def test_a_cycle_from_which_its_loop_cannot_learn_is_crashed_and_moves_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    made = world.runner.keep("model", "skill-made", {"skill": 0.5})
+    outcome = world.cycle(Scripted(run=lambda *_: Trial(made, {}), learn=failing(KeyError("fitness"))), 0)
+    assert outcome.verdict is Verdict.CRASHED
+    assert outcome.reason == "its loop could not learn from PROMOTED: KeyError: 'fitness'"
+    assert world.ledger.channel(Channel.WORKING) == world.start
+    assert world.ledger.loop_state(LoopName.ARCHITECTURE) == {"learned": []}
+    world.close()
+
+
+def test_a_loop_is_told_what_is_in_flight_when_it_proposes(tmp_path: Path) -> None:
+    world, loop = World(tmp_path), Scripted(run=lambda *_: Trial(None, {}))
+    propose_cycle(world.house, loop, None, 0, world.start, world.start, BUDGET)
+    propose_cycle(world.house, loop, None, 1, world.start, world.start, BUDGET)
+    world.cycle(loop, 0)
+    propose_cycle(world.house, loop, None, 2, world.start, world.start, BUDGET)
+    assert loop.seen == [[], [{"kind": "keep"}], [{"kind": "keep"}]]
+    world.close()
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_a_winner_must_also_beat_what_became_working_meanwhile(tmp_path: Path, wins: bool) -> None:
+    """Two cycles in flight against the same incumbent: the second to win meets the first one's result, on items of its
+    own.
+    """
+    world = World(tmp_path)
+    first, second = (world.runner.keep("model", f"skill-{name}", {"skill": 0.5}) for name in ("one", "two"))
+
+    def overtaken(candidate: Candidate, bench: Bench) -> Trial:
+        if candidate.incumbent == world.start:
+            world.cycle(Scripted(run=lambda *_: Trial(first, {})), 1)
+            return Trial(second, {})
+        return Trial(second if wins else None, {})
+
+    loop = Scripted(run=overtaken)
+    outcome = world.cycle(loop, 0)
+    assert outcome.verdict is (Verdict.PROMOTED if wins else Verdict.REJECTED)
+    assert world.ledger.channel(Channel.WORKING) == (second if wins else first)
+    assert [incumbent for incumbent, _ in loop.met] == [world.start, first]
+    assert len({seed for _, seed in loop.met}) == 2
+    assert outcome.evidence["rivals"] == [first]
+    state = world.ledger.loop_state(LoopName.ARCHITECTURE)
+    assert state == {"learned": ["PROMOTED", "PROMOTED" if wins else "REJECTED"]}
+    world.close()

@@ -192,6 +192,18 @@ def test_training_climbs_from_child_to_child_within_its_tokens_and_is_compared_o
     assert state["trained"] == ["t3"]
 
 
+def test_a_child_that_ran_out_of_its_budget_is_the_last() -> None:
+    loop, seen = loop_of(), []
+
+    def child(base: str, incumbent: str, budget: Budget) -> Outcome:
+        seen.append(budget.tokens)
+        verdict = Verdict.REJECTED if len(seen) == 1 else Verdict.TIMED_OUT
+        return Outcome(verdict, "", cost=Cost(tokens=30))
+
+    once(loop, keeping(loop.start()), answering(lambda spec: screened(0.0, None)), children=child)
+    assert seen == [100, 70]
+
+
 def test_training_builds_upon_a_promoted_recipe_once_it_was_carried_out_in_full() -> None:
     loop, seen = loop_of(), []
 
@@ -247,7 +259,7 @@ def test_a_refused_or_crashed_candidate_counts_as_the_worst_and_is_not_asked_aga
     loop, state = loop_of(), loop_of().start()
     first = loop.propose(state, "w", "w", 1)
     state = loop.learn(state, first, Outcome(Verdict.CRASHED, "out of memory"))
-    assert state["search"]["inner"]["fitness"][0] == -1.0
+    assert state["search"]["inner"]["open"][0]["told"]["0"][1] == -1.0
     assert loop.propose(state, "w", "w", 1).change != first.change
 
 

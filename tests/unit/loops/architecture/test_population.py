@@ -62,7 +62,7 @@ def test_a_child_without_a_score_leaves_the_archive_as_it_was() -> None:
     search, state = filled("1110", "1001")
     after = search.tell(state, search.ask(state), Told())
     assert after["members"] == state["members"]
-    assert after["told"] == state["told"] + 1
+    assert after["next"] == state["next"] + 1
 
 
 def test_a_trained_model_waits_to_be_scored_and_then_joins() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+import re
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from synthetic import BUDGET, World
@@ -11,9 +15,10 @@ from synthetic import BUDGET, World
 from loops.loop import Bench
 from loops.pipeline.loop import MOST_VALUES, PipelineLoop, PipelineSettings
 from loops.pipeline.recipe import GRPO, SFT, Adapter, Stage
+from loops.pipeline.space import Ranges
 from loops.reward.loop import RewardLoop, RewardSettings
 from state.jobs import JobFailed, Parked
-from state.records import Budget, Outcome, Verdict, canonical
+from state.records import Budget, Candidate, Outcome, Verdict, canonical
 
 BODY = [{"name": "t"}]
 QUICK_SFT = replace(SFT, learning_rate=1e-3, steps=90, adapter=Adapter(), mixture={"a": 1.0, "b": 1.0})
@@ -117,12 +122,66 @@ def test_a_budget_of_trials_ends_a_rung_early_and_the_next_cycle_goes_on_there(w
     assert len(world.state(loop)["studies"][0]["configurations"][0]["values"]) == 1
 
 
-def test_tokens_are_not_spent_beyond_the_budget_once_a_stages_appetite_is_known(world):
-    loop = pipeline(world, stages=(Stage.SFT,), rungs=1, ranges=pipeline(world).settings.ranges)
-    assert world.cycle(loop, 0, budget=replace(BUDGET, tokens=0)).verdict is Verdict.TIMED_OUT
-    full = world.cycle(loop, 1)
-    half = world.cycle(loop, 2, budget=replace(BUDGET, tokens=full.cost.tokens // 4))
-    assert 0 < half.cost.tokens <= full.cost.tokens // 4
+@pytest.mark.parametrize("stages", [(Stage.SFT,), (Stage.GRPO,), (Stage.SFT, Stage.GRPO)])
+def test_no_cycle_and_no_child_ever_uses_more_tokens_than_it_was_given(world, stages):
+    loop, draw, spent = pipeline(world, stages=stages), random.Random(3), 0
+    for ordinal in range(24):
+        outcome = world.cycle(loop, ordinal, budget=replace(BUDGET, tokens=int(10 ** draw.uniform(2, 4.5))))
+        cycle, given = world.ledger.find_cycle(None, ordinal), 0
+        assert outcome.cost.tokens <= cycle.budget.tokens
+        for place in count():
+            child = world.ledger.find_cycle(cycle.id, place)
+            if child is None:
+                break
+            assert child.outcome.cost.tokens <= child.budget.tokens <= cycle.budget.tokens - given
+            given += child.outcome.cost.tokens
+        spent += outcome.cost.tokens
+    assert spent > 10_000
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_rung_that_tokens_cut_short_is_taken_up_again_where_it_stands(world, stage):
+    loop, walked = pipeline(world, stages=(stage,), rungs=1, eta=2), []
+    for ordinal in range(40):
+        world.cycle(loop, ordinal, budget=replace(BUDGET, tokens=3000))
+        configuration = world.state(loop)["studies"][0]["configurations"][0]
+        walked.append(configuration["step"])
+        if configuration["values"]:
+            break
+        assert configuration["step"] < configuration["recipe"]["steps"]
+    assert len(walked) > 3
+    assert walked == sorted(set(walked))
+    assert walked[-1] == configuration["recipe"]["steps"] == configuration["trained"]
+    stands = 0
+    for spec in (spec for spec in world.runner.ran if spec.kind in ("train", "segment")):
+        assert spec.params["from_step"] == stands
+        stands += world.runner.book.result(spec.digest).values["steps"]
+    assert stands == walked[-1]
+
+
+def test_without_tokens_for_a_single_step_a_cycle_is_timed_out_and_says_so(world):
+    for ordinal, (stage, tokens) in enumerate([(Stage.SFT, 0), (Stage.GRPO, 0), (Stage.SFT, 9), (Stage.GRPO, 9)]):
+        outcome = world.cycle(pipeline(world, stages=(stage,)), ordinal, budget=replace(BUDGET, tokens=tokens))
+        assert (outcome.verdict, outcome.cost.tokens, outcome.result) == (Verdict.TIMED_OUT, 0, None)
+        assert "9 tokens" in outcome.reason if tokens else "no tokens left" in outcome.reason
+
+
+def test_segments_that_went_before_count_where_the_tokens_end_in_a_later_one(world):
+    loop = pipeline(world, stages=(Stage.GRPO,), rungs=1)
+    segment = world.cycle(loop, 0, budget=replace(BUDGET, trials=1)).cost.tokens
+    outcome = world.cycle(loop, 1, budget=replace(BUDGET, tokens=segment + 100))
+    assert outcome.evidence["training"]["segments"] in (["PROMOTED"], ["PROMOTED", "TIMED_OUT"])
+    assert 6 < outcome.evidence["reached"] <= 12
+    assert world.state(loop)["studies"][0]["configurations"][0]["step"] == outcome.evidence["reached"]
+
+
+def test_a_state_that_remembers_the_appetite_of_stages_is_still_understood(world):
+    loop = pipeline(world)
+    state = {**loop.start(), "tokens": {"sft": 10.0}}
+    candidate = loop.propose(state, world.start, world.start, 1)
+    assert candidate == loop.propose(loop.start(), world.start, world.start, 1)
+    learned = loop.learn(state, candidate, Outcome(Verdict.TIMED_OUT, "too slow"))
+    assert learned == loop.learn(loop.start(), candidate, Outcome(Verdict.TIMED_OUT, "too slow"))
 
 
 def test_a_cycle_whose_seconds_are_used_up_opens_no_further_child_to_blame(world):
@@ -253,3 +312,32 @@ def test_settings_that_contradict_themselves_are_refused():
         PipelineSettings(eta=1)
     with pytest.raises(ValueError, match="level"):
         PipelineSettings(level=0.0)
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"sft": replace(SFT, learning_rate=0.5)}, "sft.learning_rate with its range reaches 1.5"),
+    ({"grpo": replace(GRPO, learning_rate=0.4)}, "grpo.learning_rate with its range reaches 1.2"),
+    ({"ranges": Ranges(learning_rate=(0.0, 2.0))}, "sft.learning_rate with its range reaches 0.0"),
+    ({"ranges": Ranges(warmup=(0.5, 1.5))}, "sft.warmup with its range reaches 1.5"),
+    ({"ranges": Ranges(ranks=(0, 8))}, "sft.rank with its range reaches 0"),
+    ({"ranges": Ranges(batch=(math.inf,))}, "sft.batch with its range reaches inf"),
+    ({"ranges": Ranges(replay=(-1.0,))}, "grpo.replay with its range reaches -1.0"),
+    ({"ranges": Ranges(temperatures=(1.0, math.inf))}, "grpo.temperature with its range reaches inf"),
+])
+def test_ranges_that_leave_what_a_recipe_may_hold_are_refused_in_one_line(settings, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as refused:
+        PipelineSettings(**settings)
+    assert "\n" not in str(refused.value)
+
+
+def test_ranges_of_a_stage_that_is_not_used_are_not_looked_at():
+    assert PipelineSettings(stages=(Stage.GRPO,), sft=replace(SFT, learning_rate=0.5)).stages == (Stage.GRPO,)
+    PipelineSettings(sft=replace(SFT, learning_rate=0.5), ranges=Ranges(learning_rate=(0.2, 1.9)))
+
+
+def test_candidates_proposed_while_others_are_in_flight_all_differ(world: World) -> None:
+    loop, out = pipeline(world), list[Candidate]()
+    for seed in range(6):
+        out.append(loop.propose(loop.start(), world.start, world.start, seed, out))
+    assert len({candidate.change["config"] for candidate in out}) == 6
+    assert len({canonical(candidate.change["genes"]) for candidate in out}) == 6

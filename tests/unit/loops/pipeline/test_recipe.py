@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ def test_a_recipe_survives_json(recipe):
 @pytest.mark.parametrize(("field", "value"), [
     ("learning_rate", 0.0), ("batch", 0), ("steps", 0), ("warmup", 1.5), ("group", 1), ("temperature", 0.0),
     ("beta", -1.0), ("mixture", {"a": -0.1}), ("schedule", "cubic"), ("stage", "dpo"), ("colour", "red"),
-    ("adapter", {"kind": "lora", "rank": 0}),
+    ("adapter", {"kind": "lora", "rank": 0}), ("temperature", math.inf), ("replay", math.nan),
 ])
 def test_what_is_malformed_is_refused(field, value):
     with pytest.raises(ValueError, match=r"recipe|not a valid"):

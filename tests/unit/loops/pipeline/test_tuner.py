@@ -50,6 +50,17 @@ def walk(
     return study, walked
 
 
+def test_what_is_in_flight_is_neither_taken_up_nor_promoted_again():
+    study = next(study for study, _ in map(walk, range(3, 12)) if survivor(study, LADDER))
+    climbing = survivor(study, LADDER)
+    assert climbing is not None
+    assert survivor(study, LADDER, {climbing.id}) is None
+    begun = fresh(study, SPACE, SOURCES, NOTHING, 99)
+    assert paused([*study, begun], LADDER) is begun
+    assert paused([*study, begun], LADDER, {begun.id}) is None
+    assert fresh([*study, begun], SPACE, SOURCES, NOTHING, 99).genes != begun.genes
+
+
 def test_no_step_of_any_configuration_is_ever_repeated_or_left_out():
     _, walked = walk(40)
     steps = Counter((config, step) for config, begin, end in walked for step in range(begin, end))

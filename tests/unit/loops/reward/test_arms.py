@@ -64,6 +64,21 @@ def test_without_q_sampled_success_decides():
     assert advantage({"truth": [0.5, 0.6, 0.7]}, {"truth": [0.1, 0.2, 0.2, 0.9]}).clear
 
 
+def test_arms_that_tokens_cut_off_at_different_steps_are_compared_over_the_steps_that_both_did():
+    shaped, control = arm(0.2, 0.4), arm(0.2, 0.3, truth=[0.2] * 6, cut=4)
+    assert advantage(shaped["values"], control["values"]).mean == pytest.approx(0.0)
+    assert weigh({"zero": control, "shaped": shaped}, None, []).arm == "zero"
+    learned = arm(0.2, 0.4, truth=[0.2] + [0.3, 0.4, 0.5] * 3)
+    assert weigh({"zero": control, "shaped": learned}, None, []).arm == "shaped"
+    assert advantage(learned["values"], control["values"]).n == 6
+
+
+def test_arms_of_equal_length_and_arms_that_stopped_by_themselves_are_compared_by_q():
+    for steps, cut in ((10, 4), (6, 0)):
+        values = advantage(arm(0.2, 0.4)["values"], arm(0.2, 0.3, truth=[0.2] * steps, cut=cut)["values"])
+        assert (values.n, values.clear) == (64, True)
+
+
 def test_scores_of_different_lengths_cannot_be_paired():
     with pytest.raises(ValueError, match="cannot be paired"):
         paired([0.1], [0.1, 0.2])

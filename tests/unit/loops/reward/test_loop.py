@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from synthetic import World, evidence_after
+from synthetic import BUDGET, World, evidence_after
 
 from loops.pipeline.recipe import GRPO
 from loops.reward.loop import AVOIDED_SEGMENTS, RewardLoop, RewardSettings, frozen, rearm
@@ -82,6 +83,27 @@ def test_a_shaping_runs_beside_a_control_that_differs_in_nothing_else(world):
     assert outcome.verdict is Verdict.PROMOTED
 
 
+def test_the_arms_of_a_segment_share_its_tokens_evenly(world):
+    outcome = world.cycle(begun(spoken(reward())), 0, budget=replace(BUDGET, tokens=5001))
+    arms = [spec for spec in world.runner.ran if spec.kind == "segment"]
+    assert [spec.params["max_tokens"] for spec in arms] == [2500, 2500]
+    assert 0 < outcome.cost.tokens <= 5001
+    assert outcome.lesson["steps"] + outcome.lesson["cut"] == 12
+    assert outcome.lesson["cut"] > 0
+
+
+def test_an_arm_alone_has_all_tokens(world):
+    world.cycle(reward(), 0, budget=replace(BUDGET, tokens=5001))
+    assert world.runner.ran[0].params["max_tokens"] == 5001
+
+
+def test_without_tokens_for_a_step_a_segment_is_timed_out(world):
+    for ordinal, loop in enumerate((reward(), begun(spoken(reward())))):
+        outcome = world.cycle(loop, ordinal, budget=replace(BUDGET, tokens=99))
+        assert (outcome.verdict, outcome.cost.tokens) == (Verdict.TIMED_OUT, 0)
+        assert "tokens" in outcome.reason
+
+
 def test_a_shaping_that_gains_nothing_over_zero_is_dropped_and_the_control_is_what_may_be_promoted(tmp_path):
     world = World(tmp_path, learns=lambda spec, skill, steps: skill + 0.03)
     outcome = world.cycle(begun(spoken(reward())), 0)
@@ -119,6 +141,7 @@ class _Bench:
     def __init__(self, world, state):
         self.world, self.cycle = world, self
         self.state = state
+        self.left = BUDGET
 
     def seed(self, *parts):
         return seed_from(*parts)

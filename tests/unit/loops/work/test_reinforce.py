@@ -173,6 +173,73 @@ def test_a_segment_that_was_stopped_stays_stopped_when_it_is_run_again(
     assert hashes(again.outputs["model"]) == kept
 
 
+@pytest.mark.parametrize(("part", "changes"), [
+    (0.99, {}), (0.6, {}), (0.25, {}), (0.9, {"temperature": 2.0, "replay": 0.0}), (0.4, {"temperature": 2.0}),
+])
+def test_a_capped_one_stays_under_its_cap_and_goes_the_same_way_until_then(
+    classroom: Path, tmp_path: Path, part: float, changes: dict[str, Any]
+) -> None:
+    whole = segment(segment_spec(**changes), desk(classroom, tmp_path / "whole"))
+    cap = int(part * whole.tokens)
+    capped = segment(segment_spec(max_tokens=cap, **changes), desk(classroom, tmp_path / "capped"))
+    steps = capped.values["steps"]
+    assert 0 < capped.values["tokens"] == capped.tokens <= cap
+    assert 0 < steps < 8
+    assert capped.values["cut"] == 8 - steps
+    assert capped.values["stopped"] == f"the {cap} tokens it may use do not suffice for another step"
+    for trace in ("truth", "proxy", "entropy"):
+        assert capped.values[trace] == whole.values[trace][:steps]
+    assert capped.values["q_before"] == whole.values["q_before"]
+
+
+def test_a_cap_that_is_never_reached_changes_nothing(classroom: Path, whole: Any, tmp_path: Path) -> None:
+    capped = segment(segment_spec(max_tokens=10**6), desk(classroom, tmp_path))
+    assert capped.values == whole.values
+    assert capped.values["cut"] == 0
+    assert hashes(capped.outputs["model"]) == hashes(whole.outputs["model"])
+
+
+def test_a_capped_one_has_the_bits_of_one_that_stopped_there(
+    classroom: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capped = segment(segment_spec(max_tokens=whole.tokens // 2), desk(classroom, tmp_path / "capped"))
+    steps = capped.values["steps"]
+    monkeypatch.setattr(reinforce, "reason_to_stop", lambda flat, *_: "enough" if len(flat) == steps else None)
+    stopped = segment(segment_spec(), desk(classroom, tmp_path / "stopped"))
+    for output in ("model", "checkpoint"):
+        assert hashes(capped.outputs[output]) == hashes(stopped.outputs[output])
+
+
+def test_a_capped_one_that_broke_off_ends_as_if_it_had_not(classroom: Path, whole: Any, tmp_path: Path) -> None:
+    spec = segment_spec(max_tokens=int(0.9 * whole.tokens), save_steps=2)
+    undisturbed = segment(spec, desk(classroom, tmp_path / "undisturbed"))
+    last = undisturbed.values["steps"]
+    disturbed = desk(classroom, tmp_path / "disturbed")
+    for fatal in (f"step {last - 1}", f"step {last}"):
+
+        def trip(done: float, note: str, fatal: str = fatal) -> None:
+            if note == fatal:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            segment(spec, replace(disturbed, progress=trip))
+    again = segment(spec, disturbed)
+    assert again.values == undisturbed.values
+    for output in ("model", "checkpoint"):
+        assert hashes(again.outputs[output]) == hashes(undisturbed.outputs[output])
+
+
+@pytest.mark.parametrize("cap", [300, 1, 0])
+def test_where_no_step_fits_nothing_is_trained(
+    classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: int
+) -> None:
+    for name in ("run_trainer", "expected_success"):
+        monkeypatch.setattr(reinforce, name, None)
+    made = segment(segment_spec(max_tokens=cap), desk(classroom, tmp_path))
+    assert (made.values["steps"], made.values["tokens"], made.tokens, made.outputs) == (0, 0, 0, {})
+    assert made.values["stopped"] == f"the {cap} tokens it may use do not suffice for a step"
+
+
 def test_out_of_memory_halves_the_batch_once_and_is_remembered(
     classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

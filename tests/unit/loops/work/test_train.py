@@ -48,6 +48,35 @@ def test_the_same_spec_gives_the_same_bits_and_values(classroom: Path, whole: tu
         assert hashes(again.outputs[output]) == hashes(whole[0].outputs[output])
 
 
+@pytest.mark.parametrize("part", [1.0, 0.999, 0.5, 0.09])
+def test_a_capped_one_does_the_steps_that_fit_and_is_the_shorter_run_bit_for_bit(
+    classroom: Path, whole: tuple[Any, Path], tmp_path: Path, part: float
+) -> None:
+    cap = int(part * whole[0].tokens)
+    capped = train(train_spec(max_tokens=cap), desk(classroom, tmp_path / "capped"))
+    steps = capped.values["steps"]
+    shorter = train(train_spec(0, steps), desk(classroom, tmp_path / "shorter"))
+    assert capped.tokens == shorter.tokens <= cap
+    assert capped.values == {**shorter.values, "stopped": capped.values["stopped"]}
+    for output in ("model", "checkpoint"):
+        assert hashes(capped.outputs[output]) == hashes(shorter.outputs[output])
+    if steps < 12:
+        assert train(train_spec(0, steps + 1), desk(classroom, tmp_path / "longer")).tokens > cap
+        assert f"the {cap} tokens it may use do not suffice for another step" == capped.values["stopped"]
+    else:
+        assert capped.values["stopped"] is None
+
+
+@pytest.mark.parametrize("cap", [50, 1, 0])
+def test_where_no_step_fits_nothing_is_trained(
+    classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: int
+) -> None:
+    monkeypatch.setattr(SFTTrainer, "__init__", None)
+    made = train(train_spec(max_tokens=cap), desk(classroom, tmp_path))
+    assert (made.values["steps"], made.values["tokens"], made.tokens, made.outputs) == (0, 0, 0, {})
+    assert made.values["stopped"] == f"the {cap} tokens it may use do not suffice for a step"
+
+
 @pytest.mark.parametrize("kind", ["none", "lora", "dora", "rslora"])
 def test_two_rungs_end_where_one_run_ends(classroom: Path, tmp_path: Path, kind: str) -> None:
     adapter = {"adapter": {"kind": kind, "rank": 4, "alpha": 8.0}}
