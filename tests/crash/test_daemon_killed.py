@@ -224,10 +224,10 @@ def workers_killed_at_random(life: Life, chance: random.Random, most: int) -> in
 
 
 def parked(life: Life, after_seconds: float | None = None) -> bool:
-    """Live for a while (None: until a job is at work), then be stopped in an orderly way. Whether it parked."""
+    """Live for a while (None: until a training is at work), then be stopped in an orderly way. Whether it parked."""
     log = life.folder / "daemon.log"
     before = log.read_text().count("parked") if log.exists() else 0
-    started = "SELECT count(*) FROM job_starts"
+    started = "SELECT count(*) FROM job_starts JOIN jobs USING (digest) WHERE kind IN ('train', 'segment')"
     known, process = life.query(started), life.start()
     if after_seconds is None:
         until(lambda: process.poll() is not None or life.query(started) != known)
