@@ -33,6 +33,7 @@ def went_on(scratch: Path) -> bool:
     newest, mark = newest_save(scratch), scratch / SEEN
     if newest <= (mark.read_text() if mark.exists() else ""):
         return False
+    mark.unlink(missing_ok=True)                    # whatever a job may have put in its place
     mark.write_text(newest)
     return True
 

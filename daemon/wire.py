@@ -10,12 +10,15 @@ import json
 import select
 import socket
 import time
+from typing import Final
 
 from state.records import JsonObject, canonical
 
+LONGEST_LINE: Final = 1 << 26
+
 
 class Closed(Exception):
-    """The other side is gone: it closed the socket, or died."""
+    """The other side is gone: it closed the socket, or died, or it does not keep to lines."""
 
 
 class Wire:
@@ -49,6 +52,8 @@ class Wire:
             if not data:
                 raise Closed
             self._unread += data
+            if len(self._unread) > LONGEST_LINE:
+                raise Closed
         line, self._unread = self._unread.split(b"\n", 1)
         message: JsonObject = json.loads(line)
         return message
