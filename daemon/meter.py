@@ -19,6 +19,7 @@ from safety.sandbox import GIB, MOST_THREADS, Limits
 MEMORY_PAUSE_SECONDS: Final = 0.1
 DISK_PAUSE_SECONDS: Final = 0.5
 MOST_FILES: Final = 100_000
+MOST_LEVELS: Final = 32
 MEMORY_KEYS: Final = ("RssAnon", "RssShmem", "VmSwap")
 KIB_PER_GIB: Final = 2**20
 BLOCK: Final = 512
@@ -67,11 +68,13 @@ class Meter:
         return list(group_of(self.pid)) if self.limits.processes else [self.pid]
 
     def _disk(self) -> Refusal | None:
-        used, files = disk_used(self.room, self.pid)
+        used, files, depth = disk_used(self.room, self.pid)
         if used > self.limits.scratch_gib * GIB:
             return Refusal("resources.scratch_gib", used / GIB, self.limits.scratch_gib)
         if files > MOST_FILES:
             return Refusal("files of a job", files, MOST_FILES)
+        if depth > MOST_LEVELS:
+            return Refusal("folders of a job inside each other", depth, MOST_LEVELS)
         free = shutil.disk_usage(self.room).free / GIB
         wanted = self.min_free_gib / 2
         if free < wanted and (used - self._used_before) / GIB > wanted - free:
@@ -109,23 +112,26 @@ def group_of(leader: int) -> Iterator[int]:
                 yield int(entry)
 
 
-def disk_used(room: Path, pid: int) -> tuple[int, int]:
-    """Bytes on disk of what a worker wrote, and number of files: in its room, and what it holds open without a name."""
-    used, files = 0, 0
-    folders = [room / "out", room / "tmp"]
-    while folders:
+def disk_used(room: Path, pid: int) -> tuple[int, int, int]:
+    """Bytes on disk of what a worker wrote, in its room or in files without a name; number of files; levels of folders.
+
+    The count ends where it has shown enough.
+    """
+    used, files, deepest = 0, 0, 0
+    folders = [(0, room / "out"), (0, room / "tmp")]
+    while folders and files <= MOST_FILES and deepest <= MOST_LEVELS:
+        level, folder = folders.pop()
+        deepest = max(deepest, level)
         try:
-            with os.scandir(folders.pop()) as entries:
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     files += 1
                     used += entry.stat(follow_symlinks=False).st_blocks * BLOCK
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
+                        folders.append((level + 1, Path(entry.path)))
         except OSError:
             continue                                # it was removed while this looked
-        if files > MOST_FILES:
-            break
-    return used + nameless(pid), files
+    return used + nameless(pid), files, deepest
 
 
 def nameless(pid: int) -> int:

@@ -17,10 +17,11 @@ import pwd
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from state.files import discard
+from daemon.scratch import discard
 
 PREFIX: Final = "room-"
 IN, OUT, TMP = "in", "out", "tmp"
@@ -70,11 +71,12 @@ class Room:
             here.rename(scratch)
             self._give_all(scratch, (os.geteuid(), os.getegid()))
         for place in (self.inside, self.outside, self.temporary):
-            for left in place.iterdir():
-                discard(left)
+            with suppress(FileNotFoundError):
+                for left in place.iterdir():
+                    discard(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        discard(self.folder)
 
     def _second_name(self, path: Path, place: Path) -> None:
         """The same file under another name; a copy where the file system has no such thing, or the owner differs."""
@@ -107,7 +109,7 @@ def reclaim(jobs: Path) -> None:
         for scratch in outside.iterdir() if outside.is_dir() else ():
             if not (jobs / scratch.name).exists():
                 scratch.rename(jobs / scratch.name)
-        shutil.rmtree(room, ignore_errors=True)
+        discard(room)
 
 
 def _all_of(path: Path) -> Iterator[Path]:

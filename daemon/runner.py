@@ -49,6 +49,7 @@ MOST_COPIED_BYTES: Final = 1 << 26
 """Outputs of a warm worker up to this size are copied; a worker with larger ones is ended instead."""
 ARTEFACT_KINDS: Final = frozenset({"model", "checkpoint", "scores", "data", "vault", "guard", "seal"})
 MOST_ATTEMPTS: Final = 3
+LONGEST_WORDS: Final = 1000
 TICK_SECONDS: Final = 0.1
 START_SECONDS: Final = 300.0
 
@@ -249,11 +250,12 @@ class LocalRunner:
                     "job": spec.to_json(), "folder": str(here), "inputs": given, "device": self.device,
                     "threads": self.threads,
                 }
-                last = self._watch(worker, spec, order, began, allowed_seconds - seconds)
-                if "failed" in last:
-                    raise JobFailed(f"{spec.kind}: {last['failed']}")
-                seconds += time.monotonic() - began
-                return self._take_over(worker, spec, scratch, last["done"]), seconds
+                with sensible(spec.kind):
+                    last = self._watch(worker, spec, order, began, allowed_seconds - seconds)
+                    if "failed" in last:
+                        raise JobFailed(f"{spec.kind}: {plain(last['failed'])}")
+                    taken = self._take_over(worker, spec, scratch, last["done"])
+                return taken, seconds + time.monotonic() - began
             except Closed:
                 seconds += time.monotonic() - began
                 ending = how_it_ended(worker.nursery.ending(worker.pid))
@@ -336,7 +338,8 @@ class LocalRunner:
             if message is not None and last:
                 return message
             if message is not None:
-                self.on_progress(spec.kind, *message["progress"])
+                done, note = message["progress"]
+                self.on_progress(spec.kind, float(done), plain(note))
             now = self.last_moved = time.monotonic()
             if now - began > allowed_seconds:
                 raise JobFailed(f"{spec.kind}: not done when its {now - began:.0f} seconds were up", Verdict.TIMED_OUT)
@@ -365,7 +368,10 @@ class LocalRunner:
             self._pool.take_back(worker)
         else:
             end(worker, scratch)
-        return {**done, "outputs": outputs, "copied": keeps}
+        return {
+            "values": dict(done["values"]), "items": int(done["items"]), "tokens": int(done["tokens"]),
+            "outputs": outputs, "copied": keeps,
+        }
 
     def _note_pid(self, spec: JobSpec, pid: int | None) -> None:
         with self._changed:
@@ -393,6 +399,20 @@ def end(worker: Worker, scratch: Path) -> None:
     worker.kill()
     worker.room.move_out(scratch)
     worker.room.remove()
+
+
+@contextmanager
+def sensible(kind: str) -> Iterator[None]:
+    """What a worker says is the job's word, and a job can go wrong in every way: nonsense is a failure like others."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise JobFailed(f"{kind}: its worker said what no worker says ({type(error).__name__})") from error
+
+
+def plain(words: Any) -> str:
+    """A worker's words as one line that a terminal shows as it is."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(words))[:LONGEST_WORDS]
 
 
 def inside(scratch: Path, room: Path, told: Path) -> Path | None:

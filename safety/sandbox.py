@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Final
 
 from safety import landlock, syscalls
@@ -133,17 +134,18 @@ def confine(rules: Rules, *, level: int | None = None) -> Holds:
             return False
         return True
 
+    rights = rights_of(rules)                       # while everything can be looked up
     user = rules.limits.user if rules.limits.user and os.geteuid() == 0 else ""
     if user:
         attempt(f"the user {user}", lambda: become(user))
         user = user if os.geteuid() != 0 else ""
     namespace = attempt_quietly(own_network)
-    limit_resources(rules, counted_alone=namespace and os.geteuid() != 0)
+    attempt("limits", lambda: limit_resources(rules, counted_alone=namespace and os.geteuid() != 0))
     attempt("no capabilities", drop_capabilities)
     if prctl(PR_SET_NO_NEW_PRIVS, 1) != 0:
         missing.append("no new privileges")
     abi = landlock.abi() if level is None else min(level, landlock.abi())
-    if not abi or not attempt("Landlock", lambda: landlock.restrict(rights_of(rules), abi)):
+    if not abi or not attempt("Landlock", lambda: landlock.restrict(rights, abi)):
         abi = 0
         missing.append("Landlock: files are not confined")
     policy = syscalls.Policy(os.getpid(), rules.limits.processes > 0, abi)
@@ -169,12 +171,19 @@ def rights_of(rules: Rules) -> landlock.Rights:
 
 
 def become(user: str) -> None:
-    """Run as another user from now on. Raises OSError; a user that does not exist is one, too."""
+    """Run as another user from now on. Raises OSError where there is no such user, or it cannot read the program."""
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
         raise OSError(f"there is no user {user!r}") from None
     os.setgroups([])
+    os.setegid(entry.pw_gid)
+    os.seteuid(entry.pw_uid)
+    unreadable = [file for file in (os.__file__, __file__) if not os.access(file, os.R_OK, effective_ids=True)]
+    os.seteuid(0)
+    os.setegid(0)
+    if unreadable:
+        raise OSError(f"it cannot read {unreadable[0]}")
     os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
     os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
     prctl(PR_SET_DUMPABLE, 1)                       # its own /proc files belong to it again
@@ -203,7 +212,7 @@ def attempt_quietly(act: Callable[[], None]) -> bool:
 
 
 def limit_resources(rules: Rules, *, counted_alone: bool) -> None:
-    """rlimits: no core file, no file beyond the scratch bound, writable address space, and tasks.
+    """rlimits, or OSError: no core file, no file beyond the scratch bound, writable address space, and tasks.
 
     Tasks are counted by user, so a limit means the worker's own only in a user namespace; root's are never counted.
     """
@@ -215,19 +224,21 @@ def limit_resources(rules: Rules, *, counted_alone: bool) -> None:
     for kind, most in wanted.items():
         _, hard = resource.getrlimit(kind)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        try:
+            resource.setrlimit(kind, (most, most))
+        except ValueError as error:
+            raise OSError(str(error)) from None
 
 
 def words_for(error: BaseException) -> str:
     """Where the sandbox stopped a job, in words; "" where an error is not its doing."""
-    if not isinstance(error, PermissionError) and not isinstance(error, BlockingIOError):
+    if not isinstance(error, PermissionError) or error.__traceback__ is None:
         return ""
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        place = f"{code.co_name} ({Path(code.co_filename).name}, line {trace.tb_lineno})"
-        trace = trace.tb_next
-    return f"denied inside the sandbox, in {place}"
+    frames = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)]
+    standard = os.path.dirname(os.__file__)
+    ours = [frame for frame in frames if os.path.dirname(frame[0].co_filename) != standard]
+    code, line = (ours or frames)[-1]
+    return f"denied inside the sandbox, in {code.co_name} ({Path(code.co_filename).name}, line {line})"
 
 
 # --- what holds here ----------------------------------------------------------------------------------------------
@@ -299,9 +310,8 @@ def statements(limits: Limits, state: Path) -> list[tuple[str, bool, str]]:
         ("user", not limits.user or bool(holds.user), _user_in_words(limits, holds)),
         ("memory", True, f"{limits.memory_gib:.3g} GiB a worker, watched by the runner"),
         ("disk", True, f"{limits.scratch_gib:g} GiB a job, watched by the runner"),
-        ("vault", "read" not in escaped and not inside,
-         f"in reach: {state} lies below {inside}, which workers read" if inside
-         else "out of reach: yes" if "read" not in escaped else "out of reach: no"),
+        ("vault out of reach", "read" not in escaped and not inside,
+         f"no: {state} lies below {inside}, which workers read" if inside else "no" if "read" in escaped else "yes"),
     ]
 
 
@@ -324,5 +334,5 @@ def _user_in_words(limits: Limits, holds: Holds) -> str:
     if holds.user:
         return f"{holds.user}, a user of its own"
     if limits.user:
-        return f"NOT {limits.user}: {'; '.join(holds.missing)}"
+        return f"NOT {limits.user}: {'; '.join(holds.missing) or 'only root can become another user'}"
     return "the daemon's own (sandbox.user is not set)"

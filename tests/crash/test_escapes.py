@@ -1,11 +1,15 @@
 """Jobs that try to get out of their sandbox, in real workers: each is denied, and why is what the job failed of."""
 
 import os
+import pwd
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,14 @@ from typing import Any
 import pytest
 from toy_house import House, alive, until
 
+from loops.cycle import House as Cycles
+from loops.cycle import run_cycle
+from loops.loop import Bench, Trial
 from safety import landlock, syscalls
 from safety.bounds import Bounds
 from state.jobs import JobFailed, JobSpec
-from state.records import Verdict
+from state.ledger import Ledger
+from state.records import Budget, Candidate, Event, JsonObject, LoopName, Outcome, Verdict
 
 TABLE = Path(__file__).resolve().parents[1] / "escape_jobs.py"
 BOUNDS = Bounds(resources=replace(
@@ -240,6 +248,55 @@ def test_forking_without_end_ends_at_the_bound_where_processes_are_allowed(house
     until(lambda: not [pid for pid in os.listdir("/proc") if pid.isdigit() and is_worker(int(pid), house)], 5.0)
 
 
+MERGE = {
+    "kind": "merge", "operator": "task_arithmetic", "base": "b", "parents": ["p", "q"], "groups": 1,
+    "modules": ["attention"], "weights": [[[0.5]], [[1.0]]], "seed": 1,
+}
+
+
+class OneJob:
+    """A loop whose only candidate is one job."""
+
+    name = LoopName.ARCHITECTURE
+
+    def __init__(self, asked: JobSpec) -> None:
+        self.asked = asked
+
+    def start(self) -> JsonObject:
+        return {}
+
+    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
+        return Candidate(self.name, MERGE, base, incumbent)
+
+    def run(self, candidate: Candidate, bench: Bench) -> Trial:
+        bench.job(self.asked.kind, self.asked.inputs, self.asked.params)
+        raise AssertionError("the job got out")
+
+    def judge(self, candidate: Candidate, trial: Trial) -> Outcome:
+        raise NotImplementedError
+
+    def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
+        return state
+
+
+@needs_landlock
+@needs_filter
+@pytest.mark.parametrize(("way", "verdict", "words"), [
+    ("read", Verdict.CRASHED, "item.txt' (denied inside the sandbox, in <lambda> (escape_jobs.py"),
+    ("send_udp", Verdict.CRASHED, "Permission denied (denied inside the sandbox, in send_udp"),
+    ("kill_daemon", Verdict.CRASHED, "denied inside the sandbox, in kill_daemon"),
+    ("fill_with_many", Verdict.REFUSED, "killed, resources.scratch_gib: "),
+])
+def test_an_escape_is_a_verdict_in_the_ledger_with_its_reason(house, kept, places, way, verdict, words):
+    ledger = Ledger(house.database, house.registry)
+    cycles = Cycles(ledger, house.runner, lambda: BOUNDS, "", 0)
+    loop = OneJob(ask(way, at=str(places["the vault"]), port=9, recorded=True))
+    outcome = run_cycle(cycles, loop, None, ledger.root_count(), kept["model"], kept["model"], Budget(60.0, 10, 1))
+    *_, row = ledger.rows(event=Event.CLOSED)
+    assert (outcome.verdict, row.verdict) == (verdict, verdict)
+    assert words in row.reason
+
+
 def is_worker(pid: int, house: House) -> bool:
     """Whether a process is a worker that is neither idle nor busy by the runner's own count."""
     nursery, known = house.runner.pids()
@@ -325,3 +382,41 @@ def test_a_warm_worker_cannot_reach_back_into_an_earlier_jobs_folder(house, monk
     assert house.runner.run(earlier).values == {"handle": True}
     denied(house, JobSpec("reach_back", {}, {"number": 2}))
     assert not (house.scratch(earlier) / "planted").exists()
+
+
+def python_of(user: str) -> str:
+    """A Python that a user can run and that can run the nursery; the tests' own may lie in somebody's home."""
+    code = "import daemon.nursery"
+    for python in (sys.executable, "/usr/bin/python3"):
+        with suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run(
+                [python, "-c", code], user=user, group=pwd.getpwnam(user).pw_gid, cwd="/", capture_output=True,
+                check=True, env={"PYTHONPATH": str(TABLE.parents[1])},
+            )
+            return python
+    pytest.skip(f"there is no Python that {user} can run the nursery with")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@needs_landlock
+def test_workers_of_a_separate_user_do_the_same_and_leave_nothing_of_theirs(monkeypatch):
+    """The folder of the test lies where that user may walk, and the Python is one that it may run."""
+    monkeypatch.setattr(sys, "executable", python_of("nobody"))
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        bounds = replace(allowing()(), sandbox=replace(BOUNDS.sandbox, user="nobody"))
+        sealed = Path(folder, "sealed")
+        sealed.mkdir()
+        (sealed / "item.txt").write_text("sealed")
+        with House(Path(folder, "var"), table=TABLE, bounds=lambda: bounds) as house:
+            vault = house.registry.add_copy(sealed, "vault")
+            told = house.runner.run(JobSpec("gate", {"vault": vault})).values
+            assert (told["uid"], told["groups"]) == (pwd.getpwnam("nobody").pw_uid, [])
+            assert told["given"] == {"vault": "sealed"}
+            result = house.runner.run(JobSpec("keep_open", {}, {"bytes": 10}))
+            assert house.registry.verify(vault) == house.registry.verify(result.outputs["model"]) == []
+            for place in (house.registry.path(vault) / "item.txt", house.registry.path(result.outputs["model"])):
+                assert place.stat().st_uid == 0
+            denied(house, ask("read", at=str(house.registry.path(vault) / "item.txt")))
+            denied(house, ask("append", at=str(house.folder / "kaizend.db")))
+            denied(house, ask("kill_parent"))
