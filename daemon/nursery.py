@@ -178,6 +178,8 @@ def be_worker(
         except UserError as error:
             wire.send({"refused": str(error)})
         else:
+            if holds.missing:
+                log(f"the sandbox lacks {'; '.join(holds.missing)}")
             serve(wire, table, holds)
         status = 0
     finally:

@@ -33,8 +33,7 @@ class Room:
     def __init__(self, jobs: Path, user: str = "") -> None:
         self.folder = jobs / f"{PREFIX}{uuid.uuid4().hex[:12]}"
         self.inside, self.outside, self.temporary = (self.folder / name for name in (IN, OUT, TMP))
-        entry = pwd.getpwnam(user) if user and os.geteuid() == 0 else None
-        self.owner = (entry.pw_uid, entry.pw_gid) if entry else None
+        self.owner = _ids_of(user) if user and os.geteuid() == 0 else None
         self.folder.mkdir(mode=0o711)
         for place in (self.inside, self.outside, self.temporary):
             place.mkdir(mode=0o700)
@@ -110,6 +109,15 @@ def reclaim(jobs: Path) -> None:
             if not (jobs / scratch.name).exists():
                 scratch.rename(jobs / scratch.name)
         discard(room)
+
+
+def _ids_of(user: str) -> tuple[int, int] | None:
+    """None for a user that does not exist: its worker will say so."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        return None
+    return entry.pw_uid, entry.pw_gid
 
 
 def _all_of(path: Path) -> Iterator[Path]:

@@ -139,7 +139,8 @@ def wire(
         jobbook = JobBook(database)
         code = code_version()
         bounds = BoundsInForce(places.bounds, ledger)
-        require(Limits.of(bounds()), places.state)
+        if not settings.service.nursery:                  # a worker unit is not this process's to try
+            require(Limits.of(bounds()), places.state)
         runner = LocalRunner(
             registry, jobbook, folder=places.state / "jobs", workers=settings.service.workers,
             device=device_of(settings), threads=settings.threads, code=code, stopping=flags.stop.is_set,

@@ -41,8 +41,8 @@ from state.errors import ConfigurationError
 from state.records import JsonObject
 
 GIB: Final = 2**30
-MOST_THREADS: Final = 512
-"""Threads of a worker; the worker unit's TasksMax says the same."""
+MOST_THREADS: Final = max(512, 4 * (os.cpu_count() or 1))
+"""Threads of a worker, above what mathematical libraries start on as many cores."""
 SHARE_OF_THE_HOST: Final = 0.9
 ADDRESS_SPACE: Final = 2
 """Writable address space, in multiples of the memory bound: a mapped file and its copy both count."""
@@ -121,7 +121,8 @@ class Holds:
 def confine(rules: Rules, *, level: int | None = None) -> Holds:
     """Put this process, which must have one thread, into its sandbox for good. Returns what holds.
 
-    A part that the host lacks is left out and named. Raises ConfigurationError where the bounds require every part.
+    A part that the host lacks is left out and named. Raises ConfigurationError where the bounds require every part, or
+    name a user that this process cannot become.
     `level` stands for an older kernel's Landlock in tests.
     """
     missing: list[str] = []
@@ -137,8 +138,10 @@ def confine(rules: Rules, *, level: int | None = None) -> Holds:
     rights = rights_of(rules)                       # while everything can be looked up
     user = rules.limits.user if rules.limits.user and os.geteuid() == 0 else ""
     if user:
-        attempt(f"the user {user}", lambda: become(user))
-        user = user if os.geteuid() != 0 else ""
+        try:
+            become(user)
+        except OSError as error:
+            raise ConfigurationError(f"sandbox.user: no worker can be {user!r}: {error}") from error
     namespace = attempt_quietly(own_network)
     attempt("limits", lambda: limit_resources(rules, counted_alone=namespace and os.geteuid() != 0))
     attempt("no capabilities", drop_capabilities)
@@ -175,7 +178,7 @@ def become(user: str) -> None:
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
-        raise OSError(f"there is no user {user!r}") from None
+        raise OSError("there is no such user") from None
     os.setgroups([])
     os.setegid(entry.pw_gid)
     os.seteuid(entry.pw_uid)
@@ -258,7 +261,7 @@ def probe(limits: Limits) -> tuple[Holds, frozenset[str]]:
         if pid == 0:
             os.close(reading)
             try:
-                holds = confine(Rules((), (str(room),), replace(limits, required=False)))
+                holds = tried(Rules((), (str(room),), replace(limits, required=False)))
                 escaped = [name for name, escape in ESCAPES.items() if escapes(escape, secret)]
                 os.write(writing, json.dumps([holds.to_json(), escaped]).encode())
             finally:
@@ -271,6 +274,14 @@ def probe(limits: Limits) -> tuple[Holds, frozenset[str]]:
         return Holds(missing=("the sandbox could not be tried",)), frozenset(ESCAPES)
     body, escaped = json.loads(text)
     return Holds.from_json(body), frozenset(escaped)
+
+
+def tried(rules: Rules) -> Holds:
+    """`confine`, without the user where it is he who cannot be."""
+    try:
+        return confine(rules)
+    except ConfigurationError as error:
+        return replace(confine(replace(rules, limits=replace(rules.limits, user=""))), missing=(str(error),))
 
 
 def escapes(escape: Callable[[Path], Any], secret: Path) -> bool:

@@ -7,6 +7,9 @@ from watching import complaint, kaizend
 
 
 def require_what_nobody_has(folder: Path) -> None:
+    """A folder whose daemon starts its own workers: what a worker unit holds, its workers say."""
+    config = folder / "kaizend.toml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if "nursery" not in line))
     bounds = folder / "bounds.toml"
     bounds.write_text(bounds.read_text() + '\n[sandbox]\nrequired = true\nuser = "no such user"\n')
 

@@ -72,9 +72,9 @@ def test_what_a_killed_daemon_left_in_a_room_is_found_again(jobs, tmp_path):
     assert (tmp_path / "ab" / ("a" * 64) / "single").read_text() == "single"
 
 
-def test_a_folder_of_any_depth_and_without_any_mode_can_be_removed(jobs):
+def test_a_folder_of_any_depth_and_without_any_mode_can_be_removed(jobs, monkeypatch):
     scratch = scratch_in(jobs)
-    os.chdir(scratch)
+    monkeypatch.chdir(scratch)
     for number in range(3000):                                          # deeper than any path may be long
         os.mkdir("x" * 20)
         if number % 100 == 0:
@@ -86,9 +86,9 @@ def test_a_folder_of_any_depth_and_without_any_mode_can_be_removed(jobs):
     assert not scratch.exists()
 
 
-def test_scratch_that_cannot_be_opened_again_is_begun_anew(jobs):
+def test_scratch_that_cannot_be_opened_again_is_begun_anew(jobs, monkeypatch):
     scratch = scratch_in(jobs)
-    os.chdir(scratch)
+    monkeypatch.chdir(scratch)
     for _ in range(1500):
         os.mkdir("x" * 20)
         os.chdir("x" * 20)
