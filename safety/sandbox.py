@@ -16,7 +16,6 @@ import resource
 import signal
 import socket
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -166,7 +165,7 @@ def confine(rules: Rules, *, level: int | None = None) -> Holds:
 def rights_of(rules: Rules) -> landlock.Rights:
     """Everything a worker may open: the system's and the program's own files, and what its rules name."""
     home = Path(__file__).resolve().parent.parent
-    program = {sys.prefix, sys.base_prefix, sys.exec_prefix, *map(sysconfig.get_path, ("stdlib", "purelib"))}
+    program = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)}
     libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
     read = (*SYSTEM, *sorted(program), *libraries, *(str(home / name) for name in PACKAGES), *rules.read)
     devices = tuple(str(path) for pattern in DEVICES for path in sorted(Path("/dev").glob(pattern)))
