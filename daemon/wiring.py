@@ -25,6 +25,7 @@ from loops.reward.loop import RewardLoop, frozen, rearm
 from safety.bounds import load_bounds
 from safety.breaker import Breaker, Signs
 from safety.release import ReleaseDesk, Seals
+from safety.sandbox import Limits, require
 from state.code import code_version
 from state.database import Database
 from state.errors import UserError
@@ -144,11 +145,13 @@ def wire(
         jobbook = JobBook(database)
         code = code_version()
         bounds = BoundsInForce(places.bounds, ledger)
+        if not settings.service.nursery:                  # a worker unit is not this process's to try
+            require(Limits.of(bounds()), places.state)
         runner = LocalRunner(
             registry, jobbook, folder=places.state / "jobs", workers=settings.service.workers,
             device=device_of(settings), threads=settings.threads, code=code, stopping=flags.stop.is_set,
             grace_seconds=min(settings.service.stop_seconds, 30.0), on_progress=on_progress,
-            unit=Path(settings.service.nursery) if settings.service.nursery else None,
+            unit=Path(settings.service.nursery) if settings.service.nursery else None, bounds=bounds,
         )
         closing.enter_context(runner)
         runner.start()

@@ -261,6 +261,8 @@ def test_killed_and_parked_at_random_moments_it_ends_as_if_nothing_had_happened(
     life, chance = new_life(), random.Random(11)
     for workers in (False, True, True):
         assert killed_at_random(life, chance, workers=workers)
+    while not life.query("SELECT 1 FROM ledger WHERE event = 'genesis'"):
+        breathe(life, 0)                                           # before that no daemon serves, and none parks
     life.change("stop_seconds = 5", "stop_seconds = 0")            # what is in flight is put aside, not waited for
     parked(life, 0.2)
     assert any(parked(life) for _ in range(6))
