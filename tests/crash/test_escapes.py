@@ -301,11 +301,11 @@ def is_worker(pid: int, house: House) -> bool:
     """Whether a process is a worker that is neither idle nor busy by the runner's own count."""
     nursery, known = house.runner.pids()
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        command, environment = (Path(f"/proc/{pid}/{what}").read_bytes() for what in ("cmdline", "environ"))
     except OSError:
         return False
-    table = str(TABLE).encode() in command and str(house.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes()
-    return table and alive(pid) and pid not in (nursery, *known)
+    ours = str(TABLE).encode() in command and str(house.folder).encode() in environment
+    return ours and alive(pid) and pid not in (nursery, *known)
 
 
 def test_a_job_does_not_outlive_its_deadline(house):
