@@ -265,7 +265,7 @@ class OneJob:
     def start(self) -> JsonObject:
         return {}
 
-    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int) -> Candidate:
+    def propose(self, state: JsonObject, base: str, incumbent: str, seed: int, in_flight: Any = ()) -> Candidate:
         return Candidate(self.name, MERGE, base, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
