@@ -14,7 +14,7 @@ from pathlib import Path
 
 from daemon.places import Places
 from daemon.reports import artefact_path, out, places_of
-from safety.audit import audit_releases
+from safety.audit import AUDITED, audit_releases
 from state.errors import StateError
 from state.files import manifest_of
 from state.reading import Reading
@@ -85,7 +85,7 @@ def _bytes(place: Path, expected: dict[str, str], digest: str) -> Iterator[str]:
 
 def _decisions(places: Places, reading: Reading) -> tuple[list[str], int]:
     """Problems with the gate's decisions, and how many there are to recompute from their per-item scores."""
-    rows = [row.to_json() for row in reading.every_row() if row.event in (Event.NOMINATED, Event.RELEASE)]
+    rows = [row.to_json() for row in reading.every_row() if row.event in AUDITED]
 
     def scores_of(digest: str) -> JsonObject | None:
         folder = artefact_path(places, digest)
@@ -95,4 +95,7 @@ def _decisions(places: Places, reading: Reading) -> tuple[list[str], int]:
                 return scores
         return None
 
-    return audit_releases(rows, scores_of), sum("scores" in row["evidence"] for row in rows)
+    return audit_releases(rows, scores_of), sum(
+        (row["event"] == Event.RELEASE and "scores" in row["evidence"])
+        or bool(row["evidence"].get("watch", {}).get("looks")) for row in rows
+    )

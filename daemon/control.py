@@ -38,6 +38,8 @@ class Command(StrEnum):
     DRAIN = "drain"
     STATUS = "status"
     ROLLBACK = "rollback"
+    APPROVE = "approve"
+    REJECT = "reject"
     RELOAD = "reload"
 
 

@@ -31,7 +31,7 @@ from state.registry import Registry
 
 TRIALS: Final = frozenset({"train", "segment"})
 """Kinds that get a process of their own: what they leave in memory ends with them."""
-MAY_READ_THE_VAULT: Final = frozenset({"gate", "report"})
+MAY_READ_THE_VAULT: Final = frozenset({"gate", "watch", "report"})
 ARTEFACT_KINDS: Final = frozenset({"model", "checkpoint", "scores", "data", "vault", "guard", "seal"})
 MOST_ATTEMPTS: Final = 3
 TICK_SECONDS: Final = 0.1
