@@ -38,9 +38,9 @@ class Command(StrEnum):
     DRAIN = "drain"
     STATUS = "status"
     ROLLBACK = "rollback"
+    RELOAD = "reload"
     APPROVE = "approve"
     REJECT = "reject"
-    RELOAD = "reload"
 
 
 class NotRunning(UserError):

@@ -22,9 +22,9 @@ class Signs:
     verdicts: tuple[str, ...] = ()
     stop_file: bool = False
     disk_free_gib: float = float("inf")
-    rollbacks_this_week: int = 0       # that the daemon made by itself
     seconds_today: float = 0.0
     gpu_hours_today: float = 0.0
+    rollbacks_this_week: int = 0       # that the daemon made by itself
 
 
 @dataclass(frozen=True, slots=True)
