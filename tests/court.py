@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +26,12 @@ GENERATED = (                      # the same tasks from generators: their relea
 TASKS = (
     TaskSpec("maths", "target", {"kind": "jsonl", "path": "unused"}, vault_items=100),
     TaskSpec("naming", "guard", {"kind": "jsonl", "path": "unused"}, guard_items=300),
+)
+
+
+ASKS = replace(                    # bounds under which what passed waits for the operator
+    Bounds(), gate=replace(Bounds().gate, approval="required"),
+    rate=replace(Bounds().rate, dwell_seconds=60.0, cycles_between_nominations=0),
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from court import GENERATED, Court, canned, canned_court
+from court import ASKS, GENERATED, Court, canned, canned_court
 
 from safety.approval import ApprovalError, settle
 from safety.audit import audit_releases
@@ -18,11 +18,6 @@ from safety.recall import watch
 from safety.release import due, hindrance, nominate
 from safety.rollback import rollback
 from state.records import Actor, Channel, Event, JsonObject, Row, Verdict
-
-ASKS = replace(
-    Bounds(), gate=replace(Bounds().gate, approval="required"),
-    rate=replace(Bounds().rate, dwell_seconds=60.0, cycles_between_nominations=0),
-)
 
 
 def held(tmp_path: Path, **answers: Any) -> tuple[Court, Row]:
