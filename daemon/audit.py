@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from daemon.deals import check_deals
 from daemon.places import Places
 from daemon.reports import artefact_path, out, places_of
 from safety.audit import AUDITED, audit_releases
+from state.code import code_version
 from state.errors import StateError
 from state.files import manifest_of
 from state.reading import Reading
@@ -83,6 +85,14 @@ def _bytes(place: Path, expected: dict[str, str], digest: str) -> Iterator[str]:
             yield f"artefact {digest[:12]}: {place / name} {word}"
 
 
+def _place_of(places: Places, reading: Reading, digest: str) -> Path:
+    """Where the bytes of an artefact lie: a folder, or the one file in it."""
+    record = reading.artefact(digest) or {}
+    root = "vault" if record.get("kind") == VAULT else "artifacts"
+    folder = places.state / root / digest[:2] / digest
+    return folder / next(iter(record["files"])) if record.get("single") else folder
+
+
 def _decisions(places: Places, reading: Reading) -> tuple[list[str], int]:
     """Problems with the gate's decisions, and how many there are to recompute from their per-item scores."""
     rows = [row.to_json() for row in reading.every_row() if row.event in AUDITED]
@@ -95,7 +105,10 @@ def _decisions(places: Places, reading: Reading) -> tuple[list[str], int]:
                 return scores
         return None
 
-    return audit_releases(rows, scores_of), sum(
+    genesis = next((row for row in reading.every_row() if row.event == Event.GENESIS), None)
+    data = genesis.change.get("data", {}) if genesis else {}
+    deals = check_deals(rows, lambda digest: _place_of(places, reading, digest), data, code_version())
+    return [*audit_releases(rows, scores_of), *deals], sum(
         (row["event"] == Event.RELEASE and "scores" in row["evidence"])
         or bool(row["evidence"].get("watch", {}).get("looks")) for row in rows
     )

@@ -27,7 +27,7 @@ def stream(rng: np.random.Generator, count: int, items: int, gain: float, churn:
 @pytest.mark.parametrize("alpha", [0.05, 0.2])
 @pytest.mark.parametrize("churn", [0.05, 0.3])
 def test_a_model_that_is_no_worse_is_rolled_back_no_more_often_than_the_bound_says(alpha: float, churn: float) -> None:
-    """The targets alone, and the targets with three guards that lost exactly their margin: the worst that is allowed."""
+    """The targets alone, and the targets with three guards that lost just their margin: the worst that is allowed."""
     rng = np.random.default_rng(11)
     threshold = Terms(alpha, ITEMS, ("t",), {}, "").threshold
     alone = first_crossing(-stream(rng, 2000, 1000, 0.0, churn), threshold) < 1000
