@@ -27,7 +27,7 @@ def answers(rng: np.random.Generator, first: Array, gain: float = 0.0) -> Array:
     return np.where(again, fresh, first).astype(np.float64)
 
 
-def first_crossing(differences: Array, threshold: float, d0: float = 0.0) -> Array:
+def first_crossing(differences: Array, threshold: float | Array, d0: float = 0.0) -> Array:
     """Per life: the item at which E reaches the threshold, or a number past the end."""
     bets = np.array(BETS) / (1 + d0)
     logs = np.zeros((len(differences), len(BETS)))

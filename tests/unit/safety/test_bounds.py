@@ -266,5 +266,5 @@ def test_the_options_of_the_gate_and_the_watch_loosen_in_one_direction(
 
 
 def test_an_option_that_there_is_not_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BoundsError, match="'approval' in section .gate. can only hold"):
+    with pytest.raises(BoundsError, match=r"'approval' in section \[gate\] can only hold"):
         read(tmp_path, '[gate]\napproval = "perhaps"')
