@@ -250,7 +250,7 @@ def _noise(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | No
 
 def _gate_spec(desk: ReleaseDesk, row: Row, dealt: str | None) -> JobSpec:
     names = ("k", "alpha", "d0", "futility", "margins", "procedure", "releases", "batch", "tasks")
-    params: Mapping[str, Any] = {name: row.evidence[name] for name in names}
+    params: Mapping[str, Any] = {name: row.evidence[name] for name in names if name in row.evidence}
     inputs = {"model:new": str(row.result), "model:old": str(row.base), **_sealed(row)}
     return JobSpec("gate", inputs | ({"dealt": dealt} if dealt else {}), params, 0, desk.code)
 
