@@ -76,7 +76,8 @@ class Nominations:
         """Whether the last nomination was of this model and asking once more, under these bounds, makes no sense.
 
         A crash says nothing about the model, so it is tried again, a few times. A refusal stands until the bounds
-        change. Everything else stands: also a time-out, because how long the gate takes is the vault's word.
+        change, unless the vault had its word in it: the gate had decided already, or another nomination waited that
+        had passed. Everything else stands: also a time-out, because how long the gate takes is the vault's word.
         """
         last = self.last
         answer = self.answered.get(last.id) if last else None
@@ -86,7 +87,8 @@ class Nominations:
             return last.id in self.passed
         if answer.verdict == Verdict.CRASHED:
             return self._crashes(model) >= MOST_CRASHES
-        return not (answer.verdict == Verdict.REFUSED and last.evidence.get("bounds") != bounds)
+        by_bounds = answer.verdict == Verdict.REFUSED and not {"decision", "held_up_by"} & answer.evidence.keys()
+        return not (by_bounds and last.evidence.get("bounds") != bounds)
 
     def _crashes(self, model: str) -> int:
         count = 0

@@ -171,9 +171,12 @@ def _items_of(desk: ReleaseDesk, bounds: Bounds, k: int) -> JsonObject:
 
 def _answer(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> Answer:
     """Everything a nomination has to pass, the cheap first."""
-    late = stale(desk.ledger, row) or _held_up(desk)
+    late = stale(desk.ledger, row)
     if late:
         return Answer(Verdict.REFUSED, late, {})
+    held_up = _held_up(desk)
+    if held_up:
+        return held_up
     measured: JsonObject = {}
     for check in (_drift, _noise):
         refusal, found = check(desk, row, spent)
@@ -193,12 +196,15 @@ def _answer(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> Answer:
     return Answer(Verdict.PROMOTED, _in_words(result.values), evidence)
 
 
-def _held_up(desk: ReleaseDesk) -> str | None:
+def _held_up(desk: ReleaseDesk) -> Answer | None:
     """While one nomination waits for the operator, none is judged. It is asked all the same, and its number is spent:
     the vault let the waiting one pass, so what comes next must not depend on it.
     """
     waiting = Nominations.of(desk.ledger).waiting
-    return f"nomination {waiting.evidence['k']} waits for the operator (row {waiting.id})" if waiting else None
+    if waiting is None:
+        return None
+    reason = f"nomination {waiting.evidence['k']} waits for the operator (row {waiting.id})"
+    return Answer(Verdict.REFUSED, reason, {"held_up_by": waiting.id})
 
 
 def _deal(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> JsonObject:

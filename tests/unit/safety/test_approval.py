@@ -232,3 +232,27 @@ def test_fresh_items_are_committed_to_before_they_are_dealt_and_the_seed_is_told
     rows = [copy.deepcopy(each.to_json()) for each in court.ledger.rows()]
     next(each for each in rows if each["event"] == Event.RELEASE)["evidence"]["seed"] = 5
     assert any("another seed" in line for line in problems(court, rows))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_was_refused_because_another_waited_is_not_asked_again_when_bounds_change(
+    tmp_path: Path, waits: bool
+) -> None:
+    """As it would not be if the one before it had not passed: the vault's word decides nothing here either."""
+    court, first = held(tmp_path, decision="release" if waits else "futile")
+    court.move_working(court.text_model("third"))
+    court.later(seconds=60)
+    assert nominate(court.desk) is not None
+    if waits:
+        answer(court, first, approved=False)
+    court.bounds = replace(ASKS, model=replace(ASKS.model, max_layers=100))
+    court.later(seconds=60)
+    assert "already" in str(hindrance(court.desk))
+
+
+def test_what_was_approved_too_late_is_not_asked_again_under_the_new_bounds(tmp_path: Path) -> None:
+    court, row = held(tmp_path)
+    court.bounds = replace(ASKS, gate=replace(ASKS.gate, alpha=0.001))
+    assert answer(court, row).verdict == Verdict.REFUSED
+    court.later(seconds=60)
+    assert "already" in str(hindrance(court.desk))
