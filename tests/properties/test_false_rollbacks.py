@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_false_releases import ACCURACY, Array, answers, first_crossing, lives
+from simulated import ACCURACY, Array, answers, first_crossing
 
 from safety.gate import level, lond_level
 from safety.watch import Terms, Watch
@@ -111,7 +111,6 @@ def test_under_e_lond_the_share_of_false_releases_keeps_to_alpha(fresh: bool) ->
 
 def test_lives_in_which_no_model_is_better_see_no_more_false_releases_under_e_lond_than_alpha() -> None:
     """Where every release is false, their share is 1 as soon as there is one: the two promises are the same."""
-    by_gate, _ = lives(count=300, nominations=8, items=300, alpha=0.3, seed=16)
     rng, count = np.random.default_rng(16), 300
     first = (rng.random((count, 300)) < ACCURACY).astype(np.float64)
     stable, releases = first.copy(), np.zeros(count, int)
@@ -121,7 +120,6 @@ def test_lives_in_which_no_model_is_better_see_no_more_false_releases_under_e_lo
         releases += passed
         stable = np.where(passed[:, None], new, stable)
     assert (releases > 0).mean() <= 0.3
-    assert by_gate <= 0.3
 
 
 def test_the_level_of_e_lond_grows_with_the_releases_and_never_passes_alpha_g() -> None:
