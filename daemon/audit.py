@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from daemon.deals import check_deals
 from daemon.ledger_file import LedgerFile
 from daemon.places import Places
 from daemon.reports import artefact_path, out, places_of
 from daemon.trust import Trust, check_signatures, key_of, named_key, other_key, own_heads
-from safety.audit import audit_releases
+from safety.audit import AUDITED, audit_releases
 from state.chain import check_rows
+from state.code import code_version
 from state.errors import StateError
 from state.files import manifest_of
 from state.heads import short
@@ -116,9 +118,17 @@ def _bytes(place: Path, expected: dict[str, str], digest: str) -> Iterator[str]:
             yield f"artefact {digest[:12]}: {place / name} {word}"
 
 
+def _place_of(places: Places, reading: Reading, digest: str) -> Path:
+    """Where the bytes of an artefact lie: a folder, or the one file in it."""
+    record = reading.artefact(digest) or {}
+    root = "vault" if record.get("kind") == VAULT else "artifacts"
+    folder = places.state / root / digest[:2] / digest
+    return folder / next(iter(record["files"])) if record.get("single") else folder
+
+
 def _decisions(places: Places, reading: Reading) -> tuple[list[str], int]:
     """Problems with the gate's decisions, and how many there are to recompute from their per-item scores."""
-    rows = [row.to_json() for row in reading.every_row() if row.event in (Event.NOMINATED, Event.RELEASE)]
+    rows = [row.to_json() for row in reading.every_row() if row.event in AUDITED]
 
     def scores_of(digest: str) -> JsonObject | None:
         folder = artefact_path(places, digest)
@@ -128,8 +138,16 @@ def _decisions(places: Places, reading: Reading) -> tuple[list[str], int]:
                 return scores
         return None
 
-    return audit_releases(rows, scores_of), _recomputable(rows)
+    genesis = next((row for row in reading.every_row() if row.event == Event.GENESIS), None)
+    data = genesis.change.get("data", {}) if genesis else {}
+    deals = check_deals(rows, lambda digest: _place_of(places, reading, digest), data, code_version())
+    return [*audit_releases(rows, scores_of), *deals], _recomputable(rows)
 
 
 def _recomputable(rows: Iterable[JsonObject]) -> int:
-    return sum(isinstance(row["evidence"], dict) and "scores" in row["evidence"] for row in rows)
+    """How many decisions have the scores that they follow from."""
+    evidence = [(row["event"], row["evidence"]) for row in rows if isinstance(row["evidence"], dict)]
+    return sum(
+        (event == Event.RELEASE and "scores" in found) or bool((found.get("watch") or {}).get("looks"))
+        for event, found in evidence
+    )

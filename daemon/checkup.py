@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from daemon.genesis import model_folders
 from daemon.places import find_config, read_places
@@ -15,12 +14,15 @@ from daemon.reports import out
 from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
-from safety.gate import fewest_guard_items, level, smallest_gain
+from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.preflight import licence_of, preflight
 from safety.sandbox import Limits, statements
+from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import read_jsonl
 from state.code import PACKAGES
+from state.reading import Reading
+from state.records import Event, Verdict
 
 Finding = tuple[str, bool, str]          # what was looked at, whether it is as it must be, in words
 
@@ -34,7 +36,7 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
     found: list[Finding] = [
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
         *_packages(), *_models(settings, root, bounds), *_data(settings, root), *_sources(tasks, root),
-        *_tasks(tasks, bounds),
+        *_tasks(tasks, bounds), *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places.state, bounds), *_sandbox(settings, places.state, bounds),
     ]
     fine = all(well for _, well, _ in found)
@@ -90,14 +92,7 @@ def _sources(tasks: tuple[TaskSpec, ...], root: Path) -> Iterator[Finding]:
 
 
 def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
-    """What the vault can show and whether the guards can pass at all."""
-    vault = sum(task.vault_items for task in tasks if task.role == "target")
-    if not vault:
-        yield "vault", False, "no target task has vault_items: nothing could ever be released"
-    for k in (1, 10):
-        gain: Any = smallest_gain(vault, level(k, bounds.gate.alpha)) if vault else None
-        text = f"{100 * gain:.1f} points" if gain else "none: more vault_items are needed"
-        yield "vault", gain is not None, f"smallest gain that {vault} items show at nomination {k}: {text}"
+    """Whether the guards can pass at all."""
     for task in tasks:
         if task.role != "guard":
             continue
@@ -106,6 +101,61 @@ def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
             f"{task.name}: {task.guard_items} items, at least {needed} are needed for a margin of "
             f"{bounds.guards.of(task.name):g}"
         )
+
+
+def _gate(tasks: tuple[TaskSpec, ...], bounds: Bounds, database: Path) -> Iterator[Finding]:
+    """What the vault can show: the smallest gain at the first, the tenth, the hundredth and the next nomination."""
+    vault = sum(task.vault_items for task in tasks if task.role == "target")
+    if not vault:
+        yield "vault", False, "no target task has vault_items: nothing could ever be released"
+        return
+    asked, releases = _so_far(database)
+    for k in sorted({1, 10, 100, asked + 1}):
+        rules = Rules(
+            k, bounds.gate.alpha, bounds.gate.d0, bounds.gate.least_gain, {}, Procedure(bounds.gate.procedure),
+            min(releases, k - 1),
+        )
+        gain = smallest_gain(vault, rules.alpha_k)
+        text = f"{100 * (gain + rules.d0):.1f} points" if gain else "none: more vault_items are needed"
+        which = f"{k}, the next" if k == asked + 1 else str(k)
+        yield "vault", gain is not None or k == 100, (
+            f"smallest gain that {vault} items show at nomination {which}, tested at {rules.alpha_k:.2g}: {text}"
+        )
+    if bounds.gate.items == "fresh":
+        for task in tasks:
+            if task.role == "target" and task.vault_items:
+                yield "fresh items", True, f"{task.name}: " + (
+                    "dealt for each nomination" if can_deal(task) else "not possible from a file: judged on its vault"
+                )
+
+
+def _so_far(database: Path) -> tuple[int, int]:
+    """Nominations asked and releases made, where a life has begun."""
+    if not database.is_file():
+        return 0, 0
+    with Reading(database) as reading:
+        asked = int(reading.counts()["events"].get(str(Event.NOMINATED), 0))
+        if not asked:
+            return 0, 0
+        released = reading.rows(limit=asked, verdict=str(Verdict.PROMOTED), events=[str(Event.RELEASE)])
+        return asked, len(released)
+
+
+def _watch(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
+    """What the watch after a release can find, and for which tasks none is possible."""
+    if not bounds.gate.watch_items:
+        yield "watch", True, "none: gate.watch_items is 0"
+        return
+    judged = [task for task in tasks if task.vault_items or task.guard_items]
+    watched = [task for task in judged if can_deal(task)]
+    for task in judged:
+        if task not in watched:
+            yield "watch", True, f"{task.name}: a file holds no new items, so no watch is possible for it"
+    groups = len([task for task in watched if task.role == "guard"]) + any(task.role == "target" for task in watched)
+    if groups:
+        loss = smallest_gain(bounds.gate.watch_items, bounds.gate.watch_alpha / groups)
+        text = f"{100 * loss:.1f} points" if loss else "none: more gate.watch_items are needed"
+        yield "watch", True, f"smallest loss that {bounds.gate.watch_items} new items show after a release: {text}"
 
 
 def _host(settings: Settings, state: Path, bounds: Bounds) -> Iterator[Finding]:

@@ -181,6 +181,26 @@ def rollback(
     roll_back(config, reason, to, working, as_json)
 
 
+Waiting = Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST_ID, help="The row that waits for approval.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in words; it goes into the ledger.")]
+
+
+@app.command(epilog=example('kaizend approve 42 --reason "read the evidence, tried it"'))
+def approve(row: Waiting, reason: Reason, config: Config = None, as_json: AsJson = False) -> None:
+    """Release what passed the gate and waits. Exit 1 where it came too late: something moved or was tightened."""
+    from daemon.operate import settle_nomination
+
+    raise typer.Exit(settle_nomination(config, row, reason, True, as_json))
+
+
+@app.command(epilog=example('kaizend reject 42 --reason "answers got too terse"'))
+def reject(row: Waiting, reason: Reason, config: Config = None, as_json: AsJson = False) -> None:
+    """Do not release what passed the gate and waits."""
+    from daemon.operate import settle_nomination
+
+    raise typer.Exit(settle_nomination(config, row, reason, False, as_json))
+
+
 @bounds_app.command("show", epilog=example("kaizend bounds show"))
 def bounds_show(config: Config = None, as_json: AsJson = False) -> None:
     """Every bound of bounds.toml, and what it does when it is met."""

@@ -39,6 +39,8 @@ class Command(StrEnum):
     STATUS = "status"
     ROLLBACK = "rollback"
     RELOAD = "reload"
+    APPROVE = "approve"
+    REJECT = "reject"
 
 
 class NotRunning(UserError):

@@ -23,7 +23,7 @@ from state.errors import UserError, in_one_line
 from state.files import files_of
 from state.heads import Head
 from state.reading import Reading
-from state.records import Event, JsonObject, digest_of
+from state.records import Event, JsonObject, Row, digest_of
 
 VERSION = 1
 
@@ -46,9 +46,7 @@ def write_ledger(config: Path | None, file: Path) -> str:
                 put(head=head.to_json())
             for row in reading.every_row():
                 put(row=row.to_json())
-                digest = row.evidence.get("scores") if isinstance(row.evidence, dict) else None
-                if row.event == Event.RELEASE and isinstance(digest, str) and reading.artefact(digest):
-                    scores[digest] = None
+                scores |= {digest: None for digest in _scores_named_by(row) if reading.artefact(digest)}
             for digest in scores:
                 put(scores=digest, files=_texts(artefact_path(places, digest)))
             stream.flush()
@@ -60,6 +58,19 @@ def write_ledger(config: Path | None, file: Path) -> str:
         with suppress(OSError):
             partial.unlink()
     return f"{last} rows, {len(heads)} signed heads and the scores of {len(scores)} decisions are in {file}"
+
+
+def _scores_named_by(row: Row) -> list[str]:
+    """Digests of the per-item scores that the row's decision follows from."""
+    named: list[Any] = []
+    try:
+        if row.event == Event.RELEASE:
+            named = [row.evidence.get("scores")]
+        elif row.event in (Event.ROLLBACK, Event.WATCHED):
+            named = [look["scores"] for look in row.evidence["watch"]["looks"]]
+    except (AttributeError, KeyError, TypeError):
+        return []
+    return [digest for digest in named if isinstance(digest, str)]
 
 
 def _texts(folder: Path) -> dict[str, str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from daemon.control import NotRunning, ask
 from daemon.places import Places
@@ -19,7 +21,11 @@ from safety.bounds import headroom, load_bounds, loosened
 from safety.preflight import licence_of
 from state.errors import UserError
 from state.reading import Reading
-from state.records import Actor, Event, JsonObject
+from state.records import Actor, Event, JsonObject, Row, Verdict
+
+if TYPE_CHECKING:                                   # SQLAlchemy is for those commands that need it
+    from state.ledger import Ledger
+    from state.registry import Registry
 
 
 def ask_daemon(config: Path | None, request: JsonObject) -> str:
@@ -50,14 +56,22 @@ def roll_back(config: Path | None, reason: str, to: int | None, working: bool, a
 
 
 def _roll_back_alone(places: Places, reason: str, to: int | None, working: bool) -> JsonObject:
-    from daemon.lock import Lock
     from safety.rollback import rollback
+
+    return _alone(places, "nothing to roll back", lambda ledger, registry: rollback(
+        ledger, registry, to, reason, Actor.OPERATOR, also_working=working
+    ))
+
+
+def _alone(places: Places, nothing: str, act: Callable[[Ledger, Registry], Row]) -> JsonObject:
+    """An act on the ledger where no daemon runs, under the daemon's lock. Returns its row."""
+    from daemon.lock import Lock
     from state.database import Database
     from state.registry import Registry
     from state.signed import signed_ledger
 
     if not places.database.is_file():
-        raise UserError(f"there is no ledger at {places.database}: nothing to roll back")
+        raise UserError(f"there is no ledger at {places.database}: {nothing}")
     with Lock(places.state / "lock"):
         database = Database(places.database)
         try:
@@ -65,10 +79,38 @@ def _roll_back_alone(places: Places, reason: str, to: int | None, working: bool)
             registry = Registry(places.state, database)
             registry.reconcile()
             ledger = signed_ledger(database, registry, places.signing_key, places.public_key, places.heads_file)
-            row = rollback(ledger, registry, to, reason, Actor.OPERATOR, also_working=working)
+            row = act(ledger, registry)
         finally:
             database.close()
     return row.to_json()
+
+
+def settle_nomination(config: Path | None, number: int, reason: str, approved: bool, as_json: bool) -> int:
+    """Answer the nomination that waits, through the daemon or directly. Returns 1 where it was approved too late."""
+    places = places_of(config)
+    request = {"command": "approve" if approved else "reject", "id": number, "reason": reason}
+    try:
+        row = _answer(places, request)
+    except NotRunning:
+        row = _settle_alone(places, number, reason, approved)
+    if as_json:
+        out(row)
+    else:
+        model = row["result"][:12]
+        print_line({
+            Verdict.PROMOTED: f"{model} is stable now (row {row['id']})",
+            Verdict.REJECTED: f"{model} is rejected (row {row['id']})",
+        }.get(row["verdict"], f"{model} is not released (row {row['id']}): {row['reason']}"))
+    return 1 if row["verdict"] == Verdict.REFUSED else 0
+
+
+def _settle_alone(places: Places, number: int, reason: str, approved: bool) -> JsonObject:
+    from daemon.bounds_in_force import BoundsInForce
+    from safety.approval import settle
+
+    return _alone(places, "nothing waits for approval", lambda ledger, registry: settle(
+        ledger, registry, BoundsInForce(places.bounds, ledger)(), number, reason, approved=approved
+    ))
 
 
 def show_bounds(config: Path | None, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from daemon.control import NotRunning, ask
 from daemon.places import Places, find_config, read_places
 from daemon.words import change_in_words, differences, model_name, row_in_words, story
+from safety.pending import under_watch, waiting
 from state.errors import StateError, UserError
 from state.reading import Reading
 from state.records import Cycle, Event, JsonObject, LoopName, Row, Verdict
@@ -25,6 +26,7 @@ from state.records import Cycle, Event, JsonObject, LoopName, Row, Verdict
 SHOWN = tuple(str(event) for event in Event if event is not Event.OPENED)
 FOLLOW_SECONDS = 0.5
 STATUS_SECONDS = 2.0
+RECENT, MOST_ENDS = 8, 100_000
 LONGEST_ID = 12                 # digits of a row's id; a longer number can only be a digest
 RUNNING, DEGRADED, PAUSED, NOT_RUNNING = 0, 1, 2, 3
 
@@ -49,10 +51,13 @@ def status_report(config: Path | None, as_json: bool) -> int:
     counts: JsonObject = {"cycles": {}, "releases": {}, "rows": 0}
     channels: JsonObject = {}
     in_flight: list[Cycle] = []
+    held: Row | None = None
+    watched: Row | None = None
     try:
         if places.database.is_file():                   # before the first start there is none
             with Reading(places.database) as reading:
                 counts, channels, in_flight = reading.counts(), reading.channels(), reading.open_cycles()
+                held, watched = _waiting(reading), _watched(reading)
     except StateError as error:                         # exit 2 would say that it is paused
         answer["state"] = f"degraded: {error}"
     cycles = _nested(in_flight)
@@ -62,6 +67,8 @@ def status_report(config: Path | None, as_json: bool) -> int:
         "stable": channels.get("stable"),
         "cycle": cycles[0] if cycles else None,
         "cycles": cycles,
+        "waiting": held and {"row": held.id, "k": held.evidence.get("k"), "model": held.result, "reason": held.reason},
+        "watch": watched and {"row": watched.id, "model": watched.result},
         "jobs": answer.get("jobs", []),
         "counts": counts["cycles"],
         "releases": counts["releases"],
@@ -73,6 +80,20 @@ def status_report(config: Path | None, as_json: bool) -> int:
     else:
         sys.stdout.write(_status_in_words(places, body))
     return _status_code(body["state"])
+
+
+def _waiting(reading: Reading) -> Row | None:
+    """The nomination that waits for the operator: only the last that passed can."""
+    passed = reading.rows(limit=1, events=[str(Event.PASSED)])
+    return waiting(passed, reading.rows(limit=MOST_ENDS, after=passed[0].id, events=[str(Event.RELEASE)])) \
+        if passed else None
+
+
+def _watched(reading: Reading) -> Row | None:
+    """The release that is under watch: one of the last ones."""
+    releases = reading.rows(limit=RECENT, verdict=str(Verdict.PROMOTED), events=[str(Event.RELEASE)])
+    ends = [str(Event.WATCHED), str(Event.ROLLBACK)]
+    return under_watch(releases, reading.rows(limit=MOST_ENDS, after=releases[0].id, events=ends)) if releases else None
 
 
 def _nested(cycles: Sequence[Cycle]) -> list[JsonObject]:
@@ -107,6 +128,11 @@ def _status_in_words(places: Places, body: JsonObject) -> str:
     for channel in ("stable", "working"):
         pointer = body[channel]
         lines.append(f"{channel:<8} " + (f"{pointer['digest'][:12]} since row {pointer['row']}" if pointer else "none"))
+    if body["waiting"]:
+        row, model = body["waiting"]["row"], model_name(body["waiting"]["model"])
+        lines.append(f"waiting  {model}: `kaizend approve {row} --reason ...`, or reject")
+    if body["watch"]:
+        lines.append(f"watch    the release of row {body['watch']['row']}, {model_name(body['watch']['model'])}")
     for cycle in body["cycles"]:
         inside = "".join(f" > {inner['loop']} {inner['id']}" for inner in cycle["inside"])
         lines.append(f"cycle    {cycle['loop']} {cycle['id']}: {change_in_words(cycle['change'])}{inside}")

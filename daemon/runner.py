@@ -40,9 +40,9 @@ from state.registry import Registry
 
 TRIALS: Final = frozenset({"train", "segment"})
 """Kinds that get a process of their own: what they leave in memory ends with them."""
-MAY_READ_THE_VAULT: Final = frozenset({"gate", "report"})
-MAKES_THE_VAULT: Final = "seal"
-OWN_PROCESS: Final = TRIALS | MAY_READ_THE_VAULT | {MAKES_THE_VAULT}
+MAY_READ_THE_VAULT: Final = frozenset({"gate", "watch", "report"})
+MAKES_SEALED_ITEMS: Final = frozenset({"seal", "deal"})
+OWN_PROCESS: Final = TRIALS | MAY_READ_THE_VAULT | MAKES_SEALED_ITEMS
 """Kinds whose process does nothing else, before or after: trials, and whatever has the vault in its memory."""
 SEALED_KINDS: Final = frozenset({"vault", "guard", "seal"})
 MOST_COPIED_BYTES: Final = 1 << 26
@@ -362,8 +362,9 @@ class LocalRunner:
         if None in outputs.values():
             raise JobFailed(f"{spec.kind}: an output lies outside the job's folder")
         kinds = {artefact_kind(name) for name in outputs}
-        if kinds & SEALED_KINDS and spec.kind != MAKES_THE_VAULT:
-            raise JobFailed(f"{spec.kind}: sealed items come from job {MAKES_THE_VAULT!r} alone")
+        if kinds & SEALED_KINDS and spec.kind not in MAKES_SEALED_ITEMS:
+            makers = ", ".join(sorted(MAKES_SEALED_ITEMS))
+            raise JobFailed(f"{spec.kind}: sealed items come from the jobs {makers} alone")
         size = sum(size_of(path) for path in outputs.values() if path)
         keeps = spec.kind not in OWN_PROCESS and size <= MOST_COPIED_BYTES and not any(left_behind(worker))
         if keeps:

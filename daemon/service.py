@@ -22,6 +22,8 @@ from daemon.logs import Log
 from daemon.notify import Notifier
 from daemon.wiring import Works
 from loops.cycle import propose_cycle, run_cycle
+from safety.approval import settle
+from safety.recall import to_watch, watch
 from safety.release import due, nominate
 from safety.rollback import rollback
 from state.jobs import Parked
@@ -30,6 +32,8 @@ from state.records import Actor, Channel, Cycle, JsonObject
 TICK_SECONDS = 2.0
 NOMINATION: Final = 0
 """Stands among the ids of cycles for the nomination in flight: there is one at most."""
+WATCH: Final = -1
+"""The same for the watch over the last release."""
 
 
 class Service:
@@ -98,7 +102,8 @@ class Service:
         """Whether nothing is to be begun any more."""
         if self.flags.stop.is_set() or self.flags.drain.is_set():
             return True
-        return self._enough() and not self.works.ledger.open_cycles() and not due(self.works.desk)
+        ledger, desk = self.works.ledger, self.works.desk
+        return self._enough() and not ledger.open_cycles() and to_watch(ledger) is None and not due(desk)
 
     def _enough(self) -> bool:
         return self.until is not None and self.works.ledger.root_count() >= self.until
@@ -122,6 +127,8 @@ class Service:
         waiting = [cycle for cycle in ledger.open_cycles() if cycle.parent is None and cycle.id not in in_flight]
         if waiting:
             return self._carry_out(waiting[0])
+        if WATCH not in in_flight and to_watch(ledger) is not None:      # before a nomination: see `rate.dwell_seconds`
+            return WATCH, lambda: watch(desk)
         if NOMINATION not in in_flight and due(desk):       # after a kill, too, none falls inside a lone cycle
             return NOMINATION, lambda: nominate(desk)
         self.one_by_one = False
@@ -175,6 +182,8 @@ class Service:
             "drain": self._drain,
             "reload": self._ask_reload,
             "rollback": self._rollback,
+            "approve": lambda request: self._settle(request, approved=True),
+            "reject": lambda request: self._settle(request, approved=False),
         }
         act = acts.get(str(request.get("command")))
         if act is None:
@@ -209,6 +218,13 @@ class Service:
         row = rollback(
             self.works.ledger, self.works.registry, request.get("to"), str(request["reason"]), Actor.OPERATOR,
             also_working=bool(request.get("working")),
+        )
+        return row.to_json()
+
+    def _settle(self, request: JsonObject, *, approved: bool) -> JsonObject:
+        works = self.works
+        row = settle(
+            works.ledger, works.registry, works.bounds(), int(request["id"]), str(request["reason"]), approved=approved
         )
         return row.to_json()
 

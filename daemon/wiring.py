@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from state.jobbook import JobBook
 from state.ledger import Ledger
 from state.records import Actor, Cost, Entry, Event, JsonObject, LoopName, Row
 from state.registry import Registry
+from state.rows import stamp
 from state.signed import signed_ledger
 from state.signer import OnHead, OnMissed
 
@@ -90,9 +91,15 @@ class Works:
             verdicts=self.ledger.root_verdicts(after=seen.id if seen else 0, count=VERDICTS_LOOKED_AT),
             stop_file=(self.places.state / bounds.breaker.stop_file).exists(),
             disk_free_gib=shutil.disk_usage(self.places.state).free / GIB,
+            rollbacks_this_week=self.rollbacks_since(datetime.now(UTC) - timedelta(days=7), seen.id if seen else 0),
             seconds_today=spent.seconds,
             gpu_hours_today=spent.gpu_seconds / 3600,
         ))
+
+    def rollbacks_since(self, moment: datetime, after: int) -> int:
+        """How many rollbacks the daemon made by itself since then, after a row."""
+        rows = self.ledger.rows(after=after, event=Event.ROLLBACK)
+        return sum(row.actor == Actor.LOOP and row.time >= stamp(moment) for row in rows)
 
     def resume(self) -> None:
         """Go on after a pause, and re-arm the reward loop where three alarms froze it.
@@ -160,7 +167,7 @@ def wire(
         house = House(ledger, runner, bounds, code, settings.seed)
         desk = ReleaseDesk(
             ledger, registry, runner, bounds, beginnings.tasks,
-            Seals(beginnings.vault, beginnings.guard, beginnings.seal), code, settings.seed,
+            Seals(beginnings.vault, beginnings.guard, beginnings.seal), code, settings.seed, data=beginnings.data,
         )
         return Works(
             settings, places, database, registry, ledger, jobbook, runner, bounds, beginnings, house, desk,

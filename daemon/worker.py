@@ -40,6 +40,8 @@ JOBS: Final[Mapping[str, str]] = {
     "compare": "safety.yardstick.jobs:compare",
     "report": "safety.yardstick.jobs:score",
     "gate": "safety.yardstick.gating:gate",
+    "watch": "safety.yardstick.looking:look",
+    "deal": "safety.yardstick.fresh:deal",
     "seal": "safety.yardstick.sealed:seal_tasks",
     "measure": "safety.drift:measure",
 }

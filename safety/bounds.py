@@ -28,6 +28,8 @@ HOLDS_RELEASE = "holds nominations back"
 PAUSES = "pauses the service"
 KILLS = "kills the job"
 REFUSES_INPUT = "refuses the model at start"
+AWAITS_OPERATOR = "lets what passed wait for `kaizend approve`"
+ROLLS_BACK = "rolls back by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,8 @@ class RateBounds:
     dwell_seconds: float = limit(
         60.0, "time from the answer to a nomination until the next", HOLDS_RELEASE, Looser.DOWN, low=0.0, high=1e9,
         unit="s")
+    rollbacks_per_week: int = limit(
+        3, "rollbacks that the daemon makes by itself in any 7 days; one more pauses it", PAUSES, low=0, high=10**6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +207,26 @@ class GateBounds:
     max_noise: float = limit(
         0.005, "share of items on which a model may disagree with itself under another batching", REFUSES_RELEASE,
         low=0.0, high=1.0,
+    )
+    procedure: str = limit(
+        "lifetime", 'what alpha bounds: "lifetime", the chance of any false release; "e-lond", their share',
+        REFUSES_RELEASE, Looser.LATER, choices=("lifetime", "e-lond"),
+    )
+    items: str = limit(
+        "vault", 'what a nomination is judged on: the sealed "vault", or "fresh" items drawn for it alone',
+        REFUSES_RELEASE, Looser.LONE, choices=("vault", "fresh"),
+    )
+    approval: str = limit(
+        "none", 'what passed the gate is released at once ("none"), or once the operator says so ("required")',
+        AWAITS_OPERATOR, Looser.LATER, choices=("required", "none"),
+    )
+    watch_alpha: float = limit(
+        0.05, "chance that the watch after a release rolls back a model that is no worse; less finds less",
+        ROLLS_BACK, Looser.DOWN, low=0.0, high=0.5, above_low=True,
+    )
+    watch_items: int = limit(
+        2000, "new items of the targets, and of each guard, that the watch may use; 0: no watch", ROLLS_BACK,
+        Looser.DOWN, low=0, high=10**6,
     )
 
 

@@ -1,4 +1,4 @@
-"""When the service stops by itself: failures in a row, the stop file, a day's budget, a full disk.
+"""When the service stops by itself: failures in a row, rollbacks, the stop file, a day's budget, a full disk.
 
 Pure and standard library only: the daemon gathers the signs and acts on the answer. Not here: limits on one change
 (`safety.bounds`) or one job. Invariant: with no sign over its limit the answer is None, and one sign is enough.
@@ -24,6 +24,7 @@ class Signs:
     disk_free_gib: float = float("inf")
     seconds_today: float = 0.0
     gpu_hours_today: float = 0.0
+    rollbacks_this_week: int = 0       # that the daemon made by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Breaker:
             (
                 failures >= breaker.consecutive_failures,
                 f"breaker.consecutive_failures: the last {failures} cycles crashed or timed out",
+            ),
+            (
+                signs.rollbacks_this_week > self.bounds.rate.rollbacks_per_week,
+                f"rate.rollbacks_per_week: {signs.rollbacks_this_week} rollbacks by the watch in 7 days, "
+                f"{self.bounds.rate.rollbacks_per_week} are allowed",
             ),
             (
                 signs.disk_free_gib < resources.min_disk_free_gib,

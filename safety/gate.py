@@ -4,6 +4,7 @@ Pure and standard library only, so that `kaizend verify` needs nothing but this 
 (`safety.yardstick.gating`) and rows (`safety.release`). Invariant: over the daemon's life the chance of releasing a
 model that is no better than the one it replaces is at most alpha, because the k-th nomination is tested at
 a_k = alpha g_k / k: the g_k sum to at most 1, and the at most k models that can be stable by then share the level.
+Under `e-lond` another thing is bounded by alpha: the expected share of false releases among all releases.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from safety.eprocess import EProcess, futility_of
-from state.records import JsonObject
+from state.records import JsonObject, digest_of
 
 GUARD_LEVEL = 0.05      # each guard; all must pass, so nothing is corrected
 FUTILITY_LEVEL = 0.05   # stops a hopeless test; costs no validity
@@ -34,12 +35,32 @@ def level(k: int, alpha: float) -> float:
     return alpha * 0.47 / ((k + 1) * math.log(k + 1) ** 2) / k
 
 
+def lond_level(k: int, alpha: float, releases: int) -> float:
+    """a_k = alpha g_k (R + 1) / (k H_k), where R < k is the number of releases before and H_k = 1 + 1/2 + ... + 1/k.
+
+    e-LOND (Xu and Ramdas, "Online multiple testing with e-values") tests at alpha g_k (R + 1). Here the k possible
+    incumbents share the level as under `level`. And the threshold depends on R, which the same vault decided, while
+    the test stops as soon as it is reached: for that the reshaping by H_k pays (Blanchard and Roquain, 2008), because
+    sum_r P(r is the least with E >= k H_k / (alpha g_k r)) / r <= alpha g_k / k, whatever R depends on.
+    """
+    if not 0 <= releases < k:
+        raise ValueError(f"nomination {k} cannot follow {releases} releases")
+    return level(k, alpha) * (releases + 1) / math.fsum(1.0 / i for i in range(1, k + 1))
+
+
+class Procedure(StrEnum):
+    """What `alpha` bounds."""
+
+    LIFETIME = "lifetime"        # the chance of ever releasing a model that is no better
+    E_LOND = "e-lond"            # the expected share of such releases among all
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What a nomination is judged by, fixed in its NOMINATED row before any item is scored.
 
     `d0` is the gain that must be exceeded, `least_gain` the smallest one worth waiting for (futility), `margins` what
-    each guard task may lose at most.
+    each guard task may lose at most; `releases` is how many there were before, which only e-LOND looks at.
     """
 
     k: int
@@ -47,9 +68,13 @@ class Rules:
     d0: float
     least_gain: float
     margins: Mapping[str, float]
+    procedure: Procedure = Procedure.LIFETIME
+    releases: int = 0
 
     @property
     def alpha_k(self) -> float:
+        if self.procedure is Procedure.E_LOND:
+            return lond_level(self.k, self.alpha, self.releases)
         return level(self.k, self.alpha)
 
     @property
@@ -60,11 +85,15 @@ class Rules:
         return {
             "k": self.k, "alpha": self.alpha, "alpha_k": self.alpha_k, "threshold": self.threshold,
             "d0": self.d0, "futility": self.least_gain, "margins": dict(self.margins),
+            "procedure": str(self.procedure), "releases": self.releases,
         }
 
     @classmethod
     def from_json(cls, body: JsonObject) -> Rules:
-        return cls(int(body["k"]), body["alpha"], body["d0"], body["futility"], dict(body["margins"]))
+        return cls(
+            int(body["k"]), body["alpha"], body["d0"], body["futility"], dict(body["margins"]),
+            Procedure(body.get("procedure", Procedure.LIFETIME)), int(body.get("releases", 0)),
+        )
 
 
 @dataclass(slots=True)
@@ -159,12 +188,12 @@ def disagreements(evidence: JsonObject, scores: JsonObject) -> list[str]:
     again = {**rules.to_json(), **found.to_json()}
     problems = [
         f"{name}: the ledger says {evidence.get(name)}, its scores give {again[name]}"
-        for name in ("alpha_k", "threshold", "decision", "e", "n") if not _same(evidence.get(name), again[name])
+        for name in ("alpha_k", "threshold", "decision", "e", "n") if not same(evidence.get(name), again[name])
     ]
     claimed = evidence.get("guards", {})
     for task in sorted(claimed.keys() | found.guards.keys()):
         before, after = claimed.get(task, {}), found.guards.get(task, {})
-        if any(not _same(before.get(name), after.get(name)) for name in ("margin", "e", "n", "passed")):
+        if any(not same(before.get(name), after.get(name)) for name in ("margin", "e", "n", "passed")):
             problems.append(f"guard {task}: the ledger says {before}, its scores give {dict(after)}")
     return problems
 
@@ -179,7 +208,25 @@ def differences_of(record: JsonObject) -> list[float]:
     return [new - old for new, old in zip(record["new"], record["old"], strict=True)]
 
 
-def _same(left: object, right: object) -> bool:
+def items_digest(scores: JsonObject) -> str:
+    """The digest of which items were scored, in which order."""
+    return digest_of({
+        "targets": scores["targets"]["items"],
+        "guards": {name: record["items"] for name, record in scores["guards"].items()},
+    })
+
+
+def commitment_of(seed: int) -> str:
+    """What is recorded before new items are dealt; the seed itself is told with the answer."""
+    return digest_of(["seed", seed])
+
+
+def same(left: object, right: object) -> bool:
+    """Whether two JSON values agree, numbers up to what another machine's logarithm may change."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, bool) or isinstance(right, bool) or not isinstance(left, (int, float)):
         return left == right
     return isinstance(right, (int, float)) and math.isclose(left, right, rel_tol=1e-9, abs_tol=1e-300)

@@ -5,8 +5,9 @@ Pure reading, nothing is written. Invariant: k counts every NOMINATED row of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from safety.pending import nomination_of, waiting
 from state.ledger import Ledger
 from state.records import Event, Row, Verdict
 
@@ -37,19 +38,35 @@ def reference(ledger: Ledger) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Nominations:
-    """Every nomination of the life with its answer, the oldest first; only the last can be open."""
+    """Every nomination of the life with its answer, the oldest first; only the last can be open.
+
+    `passed` holds the PASSED rows of those that had or have to wait for the operator, like `answered` by nomination.
+    """
 
     asked: tuple[Row, ...]
     answered: dict[int, Row]
+    passed: dict[int, Row] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ledger: Ledger) -> Nominations:
-        answers = {int(row.evidence["nomination"]): row for row in ledger.rows(event=Event.RELEASE)}
-        return cls(tuple(ledger.rows(event=Event.NOMINATED)), answers)
+        answers = {nomination_of(row): row for row in ledger.rows(event=Event.RELEASE)}
+        passed = {nomination_of(row): row for row in ledger.rows(event=Event.PASSED)}
+        return cls(tuple(ledger.rows(event=Event.NOMINATED)), answers, passed)
 
     @property
     def open(self) -> Row | None:
-        return next((row for row in self.asked if row.id not in self.answered), None)
+        """The nomination that the gate has not answered yet."""
+        known = self.answered.keys() | self.passed.keys()
+        return next((row for row in self.asked if row.id not in known), None)
+
+    @property
+    def waiting(self) -> Row | None:
+        """The PASSED row that the operator has not answered yet."""
+        return waiting(self.passed.values(), self.answered.values())
+
+    def ended(self, row: Row) -> Row:
+        """The row with which the gate was done with a nomination: what the operator says later changes no schedule."""
+        return self.passed.get(row.id) or self.answered.get(row.id, row)
 
     @property
     def last(self) -> Row | None:
@@ -59,15 +76,19 @@ class Nominations:
         """Whether the last nomination was of this model and asking once more, under these bounds, makes no sense.
 
         A crash says nothing about the model, so it is tried again, a few times. A refusal stands until the bounds
-        change. Everything else stands: also a time-out, because how long the gate takes is the vault's word.
+        change, unless the vault had its word in it: the gate had decided already, or another nomination waited that
+        had passed. Everything else stands: also a time-out, because how long the gate takes is the vault's word.
         """
         last = self.last
         answer = self.answered.get(last.id) if last else None
-        if last is None or answer is None or last.result != model:
+        if last is None or last.result != model:
             return False
+        if answer is None:
+            return last.id in self.passed
         if answer.verdict == Verdict.CRASHED:
             return self._crashes(model) >= MOST_CRASHES
-        return not (answer.verdict == Verdict.REFUSED and last.evidence.get("bounds") != bounds)
+        by_bounds = answer.verdict == Verdict.REFUSED and not {"decision", "held_up_by"} & answer.evidence.keys()
+        return not (by_bounds and last.evidence.get("bounds") != bounds)
 
     def _crashes(self, model: str) -> int:
         count = 0

@@ -27,6 +27,7 @@ class Looser(StrEnum):
     UP = "up"            # a larger number allows more
     DOWN = "down"        # a smaller number allows more
     MORE = "more"        # a list with more members allows more
+    LATER = "later"      # a choice that stands later among `choices` allows more
     LONE = "lone"        # any change is taken for a loosening
 
 
@@ -109,7 +110,7 @@ def loosenings(old: Any, new: Any) -> list[str]:
     before = {name: value for name, value, _ in limits_of(old)}
     return [
         f"{name}: {_short(before[name])} -> {_short(value)}"
-        for name, value, about in limits_of(new) if _is_looser(before[name], value, about.looser)
+        for name, value, about in limits_of(new) if _is_looser(before[name], value, about)
     ]
 
 
@@ -168,9 +169,12 @@ def _number(value: Any, default: float, about: Limit, where: str) -> float:
     return value if isinstance(default, int) else float(value)
 
 
-def _is_looser(old: Any, new: Any, looser: Looser) -> bool:
+def _is_looser(old: Any, new: Any, about: Limit) -> bool:
+    looser = about.looser
     if isinstance(old, dict):
-        return old.keys() != new.keys() or any(_is_looser(old[name], new[name], looser) for name in new)
+        return old.keys() != new.keys() or any(_is_looser(old[name], new[name], about) for name in new)
+    if looser is Looser.LATER and old in about.choices and new in about.choices:
+        return about.choices.index(new) > about.choices.index(old)
     if looser is Looser.UP:
         return bool(new > old)
     if looser is Looser.DOWN:

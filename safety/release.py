@@ -2,20 +2,25 @@
 
 A NOMINATED row fixes k, the level and the rules before anything is measured; the RELEASE row gives the verdict and
 moves the channel. What was found in between lies in finished jobs, so a nomination that was interrupted at any point
-is found open and finished, with the same k. Invariants: nothing here returns to a loop; which model is nominated, and
-when, depends on the search and the operator alone, never on what the vault said.
+is found open and finished, with the same k. Where the bounds ask for the operator's approval, a PASSED row stands in
+between (`safety.approval`). Invariants: nothing here returns to a loop; which model is nominated, and when, depends on
+the search and the operator alone, never on what the vault said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from safety import gate
+from safety.approval import stale, withdraw
 from safety.bounds import Bounds, DriftBounds, Refusal
+from safety.closing import Answer, close, hold, needs_approval
 from safety.history import Nominations, reference
+from safety.pending import begins_watch, release_watched
+from safety.yardstick.fresh import can_deal, sealed_seed
 from safety.yardstick.items import TaskSpec
 from state.jobs import JobFailed, JobResult, JobSpec, Runner
 from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
@@ -49,23 +54,15 @@ class ReleaseDesk:
     seed: int
     batch: int = 64
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The verdict on a nomination, before it is a row."""
-
-    verdict: Verdict
-    reason: str
-    evidence: JsonObject
+    data: Mapping[str, str] = field(default_factory=dict)       # what models are trained on: never dealt as new items
 
 
 def nominate(desk: ReleaseDesk) -> Row | None:
-    """Ask for working to become stable, or finish what was asked; returns the RELEASE row, None when nothing was due.
-
-    Parked passes through and leaves the nomination open.
+    """Ask for working to become stable, or finish what was asked. Returns the RELEASE row, the PASSED row where the
+    operator has to approve, None when nothing was due. Parked passes through and leaves the nomination open.
     """
     with desk.ledger.deciding:
+        withdraw(desk.ledger, desk.registry, desk.bounds())
         row = Nominations.of(desk.ledger).open or (None if hindrance(desk) else _ask(desk))
     if row is None:
         return None
@@ -77,10 +74,13 @@ def nominate(desk: ReleaseDesk) -> Row | None:
     except JobFailed as failure:
         answer = Answer(failure.verdict, str(failure), {})
     with desk.ledger.deciding:                   # the operator may have rolled back while the gate was scoring
-        stale = _stale(desk, row) if answer.verdict is Verdict.PROMOTED else None
-        if stale:
-            answer = Answer(Verdict.REFUSED, stale, answer.evidence)
-        return _close(desk, row, answer, sum(spent, Cost()))
+        late = stale(desk.ledger, row) if answer.verdict is Verdict.PROMOTED else None
+        if late:
+            answer = Answer(Verdict.REFUSED, late, answer.evidence)
+        answer = replace(answer, evidence=answer.evidence | {"code": desk.code})
+        if answer.verdict is Verdict.PROMOTED and needs_approval(row, desk.bounds()):
+            return hold(desk.ledger, row, answer, desk.bounds(), sum(spent, Cost()))
+        return close(desk.ledger, desk.registry, row, answer, desk.bounds(), cost=sum(spent, Cost()))
 
 
 def due(desk: ReleaseDesk) -> bool:
@@ -111,8 +111,8 @@ def _too_often(desk: ReleaseDesk, nominations: Nominations, bounds: Bounds) -> s
     last = nominations.last
     if last is None:
         return None
-    ended = nominations.answered.get(last.id, last)         # how long the gate took is the vault's word: it must not
-    if now - _time(ended) < timedelta(seconds=rate.dwell_seconds):                  # decide which model comes next
+    ended = nominations.ended(last)                         # how long the gate took is the vault's word: it must not
+    if _dwelt(desk, _time(ended)) < rate.dwell_seconds:                             # decide which model comes next
         return f"rate.dwell_seconds: less than {rate.dwell_seconds:g} seconds since the last nomination was answered"
     needed = rate.cycles_between_nominations
     closed = 0
@@ -123,13 +123,27 @@ def _too_often(desk: ReleaseDesk, nominations: Nominations, bounds: Bounds) -> s
     return None if closed >= needed else f"rate.cycles_between_nominations: {closed} of {needed} cycles have closed"
 
 
+def _dwelt(desk: ReleaseDesk, since: datetime) -> float:
+    """Seconds since then in which no release was being watched: whether one is, is the vault's word too."""
+    releases = {row.id: _time(row) for row in desk.ledger.rows(event=Event.RELEASE) if begins_watch(row)}
+    ends = {
+        release_watched(row): _time(row)
+        for event in (Event.WATCHED, Event.ROLLBACK) for row in desk.ledger.rows(event=event)
+    }
+    now = desk.now()
+    stretches = [(max(began, since), ends.get(release, now)) for release, began in releases.items()]
+    return (now - since).total_seconds() - sum(max(0.0, (end - began).total_seconds()) for began, end in stretches)
+
+
 def _ask(desk: ReleaseDesk) -> Row:
     """The NOMINATED row: from here on k, level, rules, models and splits are fixed."""
     ledger, bounds = desk.ledger, desk.bounds()
     working, stable = ledger.channel(Channel.WORKING), ledger.channel(Channel.STABLE)
+    nominations = Nominations.of(ledger)
     rules = gate.Rules(
-        k=len(Nominations.of(ledger).asked) + 1, alpha=bounds.gate.alpha, d0=bounds.gate.d0,
-        least_gain=bounds.gate.least_gain,
+        k=len(nominations.asked) + 1, alpha=bounds.gate.alpha, d0=bounds.gate.d0,
+        least_gain=bounds.gate.least_gain, procedure=gate.Procedure(bounds.gate.procedure),
+        releases=sum(row.verdict == Verdict.PROMOTED for row in nominations.answered.values()),
         margins={
             task.name: bounds.guards.of(task.name) for task in desk.tasks if task.role == "guard" and task.guard_items
         },
@@ -139,25 +153,41 @@ def _ask(desk: ReleaseDesk) -> Row:
         evidence={
             **rules.to_json(), "vault": desk.seals.vault, "guard": desk.seals.guard, "seal": desk.seals.seal,
             "bounds": bounds.digest, "batch": desk.batch, "tasks": [task.to_json() for task in desk.tasks],
+            "approval": bounds.gate.approval, **_items_of(desk, bounds, rules.k),
         },
     ))
 
 
+def _items_of(desk: ReleaseDesk, bounds: Bounds, k: int) -> JsonObject:
+    """What kind of items the nomination is judged on, and for new ones the commitment to what will be dealt."""
+    dealing = [task.name for task in desk.tasks if task.role == "target" and task.vault_items and can_deal(task)]
+    if bounds.gate.items == "vault" or not dealing:
+        return {"items": "vault"}
+    return {
+        "items": "fresh", "dealing": dealing,
+        "commitment": gate.commitment_of(sealed_seed(desk.registry.path(desk.seals.vault), "gate", k)),
+    }
+
+
 def _answer(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> Answer:
     """Everything a nomination has to pass, the cheap first."""
-    stale = _stale(desk, row)
-    if stale:
-        return Answer(Verdict.REFUSED, stale, {})
+    late = stale(desk.ledger, row)
+    if late:
+        return Answer(Verdict.REFUSED, late, {})
+    held_up = _held_up(desk)
+    if held_up:
+        return held_up
     measured: JsonObject = {}
     for check in (_drift, _noise):
         refusal, found = check(desk, row, spent)
         measured |= found
         if refusal:
             return Answer(Verdict.REFUSED, str(refusal), {**measured, "refusal": refusal.to_json()})
-    spec = _gate_spec(desk, row)
+    dealt = _deal(desk, row, spent)
+    spec = _gate_spec(desk, row, dealt.get("dealt"))
     result = _run(desk, spec, spent)
     scores = {"scores": result.outputs["scores"]} if "scores" in result.outputs else {}
-    evidence = {**measured, **result.values, **scores, "job": spec.digest}
+    evidence = {**measured, **result.values, **dealt, **scores, "job": spec.digest}
     decision = result.values["decision"]
     if decision == "canary_failed":
         return Answer(Verdict.REFUSED, f"verifiers pay for junk: {_first_of(result.values['canaries'])}", evidence)
@@ -166,12 +196,32 @@ def _answer(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> Answer:
     return Answer(Verdict.PROMOTED, _in_words(result.values), evidence)
 
 
-def _stale(desk: ReleaseDesk, row: Row) -> str | None:
-    if desk.ledger.channel(Channel.STABLE) != row.base:
-        return "stable has moved since the nomination"
-    if row.result in desk.ledger.latched():
-        return "the nominated model was latched since"
-    return None
+def _held_up(desk: ReleaseDesk) -> Answer | None:
+    """While one nomination waits for the operator, none is judged. It is asked all the same, and its number is spent:
+    the vault let the waiting one pass, so what comes next must not depend on it.
+    """
+    waiting = Nominations.of(desk.ledger).waiting
+    if waiting is None:
+        return None
+    reason = f"nomination {waiting.evidence['k']} waits for the operator (row {waiting.id})"
+    return Answer(Verdict.REFUSED, reason, {"held_up_by": waiting.id})
+
+
+def _deal(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> JsonObject:
+    """New items for this nomination alone, where it has any: what was dealt, and the seed it was committed to."""
+    if row.evidence.get("items") != "fresh":
+        return {}
+    seed = sealed_seed(desk.registry.path(str(row.evidence["vault"])), "gate", int(row.evidence["k"]))
+    counts = {task["name"]: task["vault_items"] for task in row.evidence["tasks"]}
+    spec = deal_spec(desk, row, row.evidence["dealing"], counts, seed)
+    return {"dealt": _run(desk, spec, spent).outputs["vault"], "seed": seed}
+
+
+def deal_spec(desk: ReleaseDesk, row: Row, names: Collection[str], counts: Mapping[str, int], seed: int) -> JobSpec:
+    """The job that deals new items of some tasks of a nomination."""
+    tasks = [task for task in row.evidence["tasks"] if task["name"] in names]
+    inputs = {"seal": str(row.evidence["seal"]), **{f"data:{name}": digest for name, digest in desk.data.items()}}
+    return JobSpec("deal", inputs, {"tasks": tasks, "count": {name: counts[name] for name in names}}, seed, desk.code)
 
 
 def _drift(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | None, JsonObject]:
@@ -186,7 +236,7 @@ def _drift(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | No
         params = {"probe_items": PROBE_ITEMS, "probe_seed": desk.seed, "tasks": row.evidence["tasks"]}
         inputs = {"base": earlier, "result": str(row.result), "seal": str(row.evidence["seal"])}
         values = _run(desk, JobSpec("measure", inputs, params, 0, desk.code), spent).values
-        evidence[f"drift_{name}"] = values["drift"]
+        evidence |= {"model": values["model"], f"drift_{name}": values["drift"]}
         refusal = bounds.accept(values["model"], values["drift"], limits, f"drift.{name}")
         if refusal:
             return refusal, evidence
@@ -204,11 +254,11 @@ def _noise(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | No
     return refusal, {"aa": values}
 
 
-def _gate_spec(desk: ReleaseDesk, row: Row) -> JobSpec:
-    names = ("k", "alpha", "d0", "futility", "margins", "batch", "tasks")
-    params: Mapping[str, Any] = {name: row.evidence[name] for name in names}
+def _gate_spec(desk: ReleaseDesk, row: Row, dealt: str | None) -> JobSpec:
+    names = ("k", "alpha", "d0", "futility", "margins", "procedure", "releases", "batch", "tasks")
+    params: Mapping[str, Any] = {name: row.evidence[name] for name in names if name in row.evidence}
     inputs = {"model:new": str(row.result), "model:old": str(row.base), **_sealed(row)}
-    return JobSpec("gate", inputs, params, 0, desk.code)
+    return JobSpec("gate", inputs | ({"dealt": dealt} if dealt else {}), params, 0, desk.code)
 
 
 def _sealed(row: Row) -> dict[str, str]:
@@ -220,20 +270,6 @@ def _run(desk: ReleaseDesk, spec: JobSpec, spent: list[Cost]) -> JobResult:
     result = desk.runner.run(spec, timeout_seconds=desk.bounds().job_seconds)
     spent.append(result.cost)
     return result
-
-
-def _close(desk: ReleaseDesk, row: Row, answer: Answer, cost: Cost) -> Row:
-    promoted = answer.verdict is Verdict.PROMOTED
-    fixed = {name: row.evidence[name] for name in ("k", "alpha", "alpha_k", "threshold", "d0", "futility", "margins")}
-    entry = Entry(
-        Event.RELEASE, answer.reason, verdict=answer.verdict, base=row.base, result=row.result,
-        evidence={
-            **fixed, **answer.evidence, "nomination": row.id, "vault": row.evidence["vault"],
-            "guard": row.evidence["guard"], "code": desk.code, "bounds": desk.bounds().digest,
-        },
-        cost=cost.to_json(),
-    )
-    return desk.ledger.append(entry, move=(Channel.STABLE, str(row.result)) if promoted else None)
 
 
 def _in_words(values: JsonObject) -> str:

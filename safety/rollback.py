@@ -9,7 +9,7 @@ from __future__ import annotations
 from safety.history import StableModel, stable_history
 from state.errors import UserError
 from state.ledger import Ledger
-from state.records import Actor, Channel, Entry, Event, Row, Verdict
+from state.records import Actor, Channel, Entry, Event, JsonObject, Row, Verdict
 from state.registry import Registry
 
 
@@ -19,21 +19,22 @@ class RollbackError(UserError):
 
 def rollback(
     ledger: Ledger, registry: Registry, to: int | None, reason: str, actor: Actor = Actor.OPERATOR,
-    *, also_working: bool = False,
+    *, also_working: bool = False, evidence: JsonObject | None = None, cost: JsonObject | None = None,
 ) -> Row:
     """Make an earlier stable model stable again and latch the present one. Returns the ROLLBACK row.
 
     `to` is the id of the row with which the wanted model became stable (None: the previous one). With `also_working`
-    the working channel goes there too. Raises RollbackError.
+    the working channel goes there too; `evidence` and `cost` go into the row. Raises RollbackError.
     """
     if not reason.strip():
         raise RollbackError("a rollback needs a reason")
     with ledger.deciding:
-        return _roll_back(ledger, registry, to, reason, actor, also_working)
+        return _roll_back(ledger, registry, to, reason, actor, also_working, evidence or {}, cost or {})
 
 
 def _roll_back(
-    ledger: Ledger, registry: Registry, to: int | None, reason: str, actor: Actor, also_working: bool
+    ledger: Ledger, registry: Registry, to: int | None, reason: str, actor: Actor, also_working: bool,
+    evidence: JsonObject, cost: JsonObject,
 ) -> Row:
     bad = ledger.channel(Channel.STABLE)
     if bad is None:
@@ -46,6 +47,7 @@ def _roll_back(
         Entry(
             Event.ROLLBACK, reason, verdict=Verdict.ROLLED_BACK, base=bad, result=target.digest,
             change={"act": "rollback", "to_row": target.row, "latched": bad}, actor=actor,
+            evidence=evidence, cost=cost,
         ),
         move=moves, latch=bad,
     )

@@ -17,11 +17,12 @@ from urllib.parse import quote
 from state.chain import START, check_channels, check_latches, check_rows
 from state.errors import StateError
 from state.heads import NAMING, Head
-from state.records import Budget, Candidate, Cycle, JsonObject, LoopName, Outcome, Row
+from state.records import Budget, Candidate, Cycle, Event, JsonObject, LoopName, Outcome, Row
 
 JSON_COLUMNS = ("change", "evidence", "cost")
 PAGE = 1000
 BUSY_SECONDS = 15
+RELEASING = (str(Event.RELEASE), str(Event.ROLLBACK))      # events whose verdicts are counted as releases
 
 
 class Reading:
@@ -172,7 +173,7 @@ class Reading:
             counts["events"][subject] = counts["events"].get(subject, 0) + count
             if subject == "closed":
                 counts["cycles"].setdefault(loop, {})[verdict] = count
-            elif verdict:
+            elif verdict and subject in RELEASING:
                 counts["releases"][verdict] = counts["releases"].get(verdict, 0) + count
         return counts
 

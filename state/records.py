@@ -49,7 +49,9 @@ class Event(StrEnum):
     OPENED = "opened"          # a cycle was proposed; nothing has been run yet
     CLOSED = "closed"          # a cycle has its verdict
     NOMINATED = "nominated"    # working asked to become stable; its number k and level are fixed here
-    RELEASE = "release"        # the gate's verdict on a nomination
+    PASSED = "passed"          # a nomination passed the gate and waits for the operator
+    RELEASE = "release"        # the gate's verdict on a nomination, or the operator's on one that waited
+    WATCHED = "watched"        # the watch after a release ended without a rollback
     ROLLBACK = "rollback"      # stable moved back and the bad digest was latched
     BOUNDS = "bounds"          # the bounds in force changed
     KEY = "key"                # another key signs the heads from here on

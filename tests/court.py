@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,9 +19,19 @@ from state.records import Budget, Candidate, Channel, Cost, Entry, Event, LoopNa
 from state.registry import Registry
 from state.signed import signed_ledger
 
+GENERATED = (                      # the same tasks from generators: their releases can be watched
+    TaskSpec("maths", "target", {"kind": "bilingual", "family": "maths2"}, vault_items=100),
+    TaskSpec("naming", "guard", {"kind": "bilingual", "family": "naming2"}, guard_items=300),
+)
 TASKS = (
     TaskSpec("maths", "target", {"kind": "jsonl", "path": "unused"}, vault_items=100),
     TaskSpec("naming", "guard", {"kind": "jsonl", "path": "unused"}, guard_items=300),
+)
+
+
+ASKS = replace(                    # bounds under which what passed waits for the operator
+    Bounds(), gate=replace(Bounds().gate, approval="required"),
+    rate=replace(Bounds().rate, dwell_seconds=60.0, cycles_between_nominations=0),
 )
 
 
@@ -118,10 +128,15 @@ def write_lines(file: Path, pairs: Iterable[tuple[str, str]], of: Callable[[str,
 
 
 def canned(
-    decision: str = "release", kl: float = 0.1, noise: float = 0.0, non_finite: int = 0
+    decision: str = "release", kl: float = 0.1, noise: float = 0.0, non_finite: int = 0,
+    on_new_items: float = 0.0, on_new_guard: float = 0.0,
 ) -> dict[str, JobFunction]:
-    """Job functions that answer as told, without any model: for what release does with the answers."""
-    from safety.gate import Rules, decide
+    """Job functions that answer as told, without any model: for what release does with the answers.
+
+    `on_new_items` and `on_new_guard` are what the released model gains on average on what the watch deals.
+    """
+    from safety.gate import Rules, decide, items_digest
+    from safety.yardstick.fresh import deal
 
     def measure(spec: JobSpec, desk: Desk) -> Produced:
         facts = {"parameters": 10, "layers": 1, "dtypes": ["float32"], "file_gib": 0.1, "non_finite": non_finite}
@@ -143,17 +158,38 @@ def canned(
         (desk.folder / "scores.json").write_text(json.dumps({"targets": targets, "guards": guards}))
         return Produced({**rules.to_json(), **found.to_json()}, {"scores": desk.folder / "scores.json"}, items=400)
 
-    return {"measure": measure, "gate": gate}
+    def watch(spec: JobSpec, desk: Desk) -> Produced:
+        size, start = spec.params["size"], spec.params["look"] * spec.params["size"]
+        names = [*spec.params["targets"], *spec.params["guards"]]
+        dealt = {name: (desk.inputs["dealt"] / f"{name}.jsonl").read_text().splitlines() for name in names}
+
+        def record(name: str, gain: float) -> dict[str, list[object]]:
+            lines = dealt[name][start : start + size]
+            every = round(1 / abs(gain)) if gain else 0                # one item in so many goes the other way
+            turned = [bool(every) and (start + place) % every == 0 for place in range(len(lines))]
+            return {"items": [json.loads(line)["id"] for line in lines],
+                    "new": [float(gain > 0) if turn else 0.0 for turn in turned],
+                    "old": [float(gain < 0) if turn else 0.0 for turn in turned]}
+
+        scores = {
+            "targets": record("maths", on_new_items),
+            "guards": {name: record(name, on_new_guard) for name in spec.params["guards"]},
+        }
+        (desk.folder / "scores.json").write_text(json.dumps(scores))
+        more = any(len(lines) > start + size for lines in dealt.values())
+        return Produced({"more": more, "items_digest": items_digest(scores)}, {"scores": desk.folder / "scores.json"})
+
+    return {"measure": measure, "gate": gate, "deal": deal, "watch": watch}
 
 
-def canned_court(root: Path, **answers: object) -> Court:
+def canned_court(root: Path, tasks: Sequence[TaskSpec] = TASKS, **answers: object) -> Court:
     """A court of canned jobs with its first model and seals."""
     root.mkdir(parents=True, exist_ok=True)
-    court = Court(root, canned(**answers))  # type: ignore[arg-type]
+    court = Court(root, canned(**answers), tasks=tasks)  # type: ignore[arg-type]
     if court.ledger.head()[0] == 0:
         for kind in ("vault", "guard", "seal"):
             (root / "made" / kind).mkdir(parents=True)
-            (root / "made" / kind / "maths.json").write_text(kind)
+            (root / "made" / kind / "maths.json").write_text('["a"]' if kind == "seal" else kind)
         made = root / "made"
         court.begin(court.text_model("first"), made / "vault", made / "guard", made / "seal")
     return court

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safety.gate import Rules, decide
+from safety.gate import Rules, decide, items_digest
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import BATCH, Scored, load_model, score_items
-from safety.yardstick.sealed import load_guard, load_vault
+from safety.yardstick.sealed import load_dealt, load_guard, load_vault
 from safety.yardstick.verifiers import canaries, make_verifier
 from state.jobs import Desk, JobSpec, Produced
-from state.records import JsonObject, digest_of, seed_from
+from state.records import JsonObject, seed_from
 
 STRETCH = 4            # decisions are looked at every so many scoring batches
 CANARY_ITEMS = 16      # per task: junk answers are tried on so many references
@@ -63,7 +63,8 @@ class Pair:
 
 
 def gate(spec: JobSpec, desk: Desk) -> Produced:
-    """The job. Inputs: model:new, model:old, vault, guard; params: k, alpha, d0, futility, margins, tasks, batch, aa.
+    """The job. Inputs: model:new, model:old, vault, guard, and dealt where this nomination has fresh items; params: k,
+    alpha, d0, futility, margins, procedure, releases, tasks, batch, aa.
 
     `tasks` are TaskSpec JSON and `margins` names the guard tasks. With `aa` the two models are one and the same, and
     the share of items on which it disagrees with itself under another batching is all that is found out. Raises
@@ -75,7 +76,7 @@ def gate(spec: JobSpec, desk: Desk) -> Produced:
     rules = Rules.from_json(dict(spec.params))
     order = (spec.inputs["vault"], spec.inputs["model:new"], spec.inputs["model:old"])
     targets = [
-        (task, item) for task in tasks if has_vault(task) for item in load_vault(desk.inputs["vault"], task)
+        (task, item) for task in tasks if has_vault(task) for item in vault_items(desk, task)
     ]
     guards = {
         task.name: [(task, item) for item in load_guard(desk.inputs["guard"], task)]
@@ -110,7 +111,15 @@ def _judge(
         "tasks": _means([target_record, *guard_records.values()]),
     }
     items = 2 * (len(target_record.items) + sum(len(record.items) for record in guard_records.values()))
-    return Produced(values, {"scores": _kept(desk.folder, scores)}, items=items)
+    return Produced(values, {"scores": kept(desk.folder, scores)}, items=items)
+
+
+def vault_items(desk: Desk, task: TaskSpec) -> list[Item]:
+    """The items that a nomination is judged on: those dealt for it where there are any, else the vault's."""
+    dealt = desk.inputs.get("dealt")
+    if dealt is not None and (dealt / f"{task.name}.jsonl").is_file():
+        return load_dealt(dealt, task)
+    return load_vault(desk.inputs["vault"], task)
 
 
 def has_vault(task: TaskSpec) -> bool:
@@ -139,14 +148,6 @@ def scores_of(model: Scored, questions: Sequence[Question], batch: int) -> list[
         for place, score in zip(places, found, strict=True):
             scores[place] = float(score)
     return scores
-
-
-def items_digest(scores: JsonObject) -> str:
-    """The digest of which items were scored, in which order."""
-    return digest_of({
-        "targets": scores["targets"]["items"],
-        "guards": {name: record["items"] for name, record in scores["guards"].items()},
-    })
 
 
 def failed_canaries(questions: Sequence[Question]) -> dict[str, list[str]]:
@@ -196,7 +197,8 @@ def _means(records: Sequence[Record]) -> JsonObject:
     return {task: {"n": int(n), "new": new / n, "old": old / n} for task, (n, new, old) in sums.items()}
 
 
-def _kept(folder: Path, scores: Any) -> Path:
+def kept(folder: Path, scores: Any) -> Path:
+    """The file in which a job leaves its per-item scores."""
     file = folder / "scores.json"
     file.write_text(json.dumps(scores), encoding="utf-8")
     return file

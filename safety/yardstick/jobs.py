@@ -20,7 +20,7 @@ from safety.yardstick.tasks import draw, sealed_ids
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split
 
-VAULT_KINDS = frozenset({"gate", "report"})
+VAULT_KINDS = frozenset({"gate", "watch", "report"})
 """The kinds of job that may read the vault."""
 
 

@@ -62,6 +62,11 @@ def load_guard(path: Path, task: TaskSpec | str) -> list[Item]:
     return _load(path, task, Split.GUARD)
 
 
+def load_dealt(path: Path, task: TaskSpec | str) -> list[Item]:
+    """The new items that were dealt for a task. Raises ValueError where there are none for it."""
+    return _load(path, task, Split.VAULT)
+
+
 def check_overlap(splits: Mapping[Split, Mapping[str, Sequence[Item]]], source: str, path: Path) -> None:
     """Raise ValueError when a training file holds sealed items: the same prompt or text, or the same run of 13 words
     (of the whole item, where it is shorter than that and has at least 6)."""
@@ -75,6 +80,13 @@ def check_overlap(splits: Mapping[Split, Mapping[str, Sequence[Item]]], source: 
                         f"data source {source!r} ({file.name}): {len(found)} of {len(items)} {split} items of task "
                         f"{task} are in it, the first is {found[0]}"
                     )
+
+
+def training_rows(paths: Iterable[Path]) -> Iterator[list[str]]:
+    """The texts of every row of training files, or of folders of them."""
+    for path in paths:
+        for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
+            yield from _rows(file)
 
 
 def overlapping(items: Sequence[Item], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -19,11 +19,13 @@ from safety.yardstick import bilingual, gym
 from safety.yardstick.items import Item, TaskError, TaskSpec
 from state.records import Split, seed_from
 
-__all__ = ["TaskError", "draw", "pinned", "read_jsonl", "sealed_ids", "stream"]
+__all__ = ["TaskError", "draw", "fresh_items", "pinned", "read_jsonl", "reserved", "sealed_ids", "stream"]
 
 _SPAN: Final = 2**29
 """How many numbers of a generator belong to one split: search has the first span, vault the second, guard the third."""
 _TRIES_PER_ITEM: Final = 20
+_RESERVED_SHARE: Final = 8
+"""One in so many items of a generator's world is kept for the sealed side's new items: search never draws it."""
 
 
 def draw(
@@ -38,12 +40,41 @@ def draw(
     return take(task, split, count, seed, sealed)
 
 
+def reserved(task: TaskSpec, item: Item) -> bool:
+    """Whether an item is kept from every search draw although nothing has sealed it.
+
+    Generators meet the same question under different numbers, so their spans alone keep no two splits apart. The other
+    sources are cut by what is asked.
+    """
+    return task.source["kind"] == "reasoning_gym" and int(item.id, 16) % _RESERVED_SHARE == 0
+
+
+def fresh_items(task: TaskSpec, split: Split, count: int, seed: int, known: frozenset[str]) -> list[Item]:
+    """At most `count` different items of a sealed split's world that are not `known` and that no search draw can hold.
+
+    For the sealed side only. ValueError for the search split, TaskError for a task that cannot generate.
+    """
+    if split is Split.SEARCH:
+        raise ValueError("new items for the sealed side are never search items")
+    kind = task.source["kind"]
+    if kind == "jsonl":
+        raise TaskError(f"task {task.name}: a file holds no new items")
+    found: dict[str, Item] = {}
+    wanted = count * _RESERVED_SHARE if kind == "reasoning_gym" else count + len(known)
+    for item in stream(task, split, seed, wanted):
+        if len(found) == count:
+            break
+        if item.id not in known and (kind != "reasoning_gym" or reserved(task, item)):
+            found.setdefault(item.id, item)
+    return list(found.values())
+
+
 def take(task: TaskSpec, split: Split, count: int, seed: int, sealed: frozenset[str]) -> list[Item]:
     """The first `count` items of `stream` that are neither sealed nor repeated. Raises TaskError."""
     taken: dict[str, Item] = {}
     if count > 0:
         for item in stream(task, split, seed, count):
-            if item.id not in sealed:
+            if item.id not in sealed and not (split is Split.SEARCH and reserved(task, item)):
                 taken.setdefault(item.id, item)
             if len(taken) == count:
                 break

@@ -1,4 +1,4 @@
-"""A nomination and a rollback killed at every named moment of the ledger, the registry and the job book."""
+"""A nomination, its approval, a watch and a rollback killed at every named moment that they pass."""
 
 import json
 import os
@@ -9,14 +9,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from court import canned_court
+from court import ASKS, GENERATED, canned_court
 from signatures import check_heads
 
 from safety.history import Nominations
+from safety.recall import to_watch, watch
 from safety.release import nominate
 from state.chain import check_rows
 from state.reading import Reading
-from state.records import Channel, Verdict
+from state.records import Channel, Event, Verdict
 
 ROOT = Path(__file__).parents[2]
 NOMINATE = """
@@ -31,9 +32,9 @@ court = canned_court(Path(sys.argv[1])); rollback(court.ledger, court.registry, 
 """
 
 
-def process(code: str, state: Path, failpoint: str = "") -> int:
+def process(code: str, state: Path, failpoint: str = "", *words: str) -> int:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "KAIZEND_FAILPOINT": failpoint}
-    return subprocess.run([sys.executable, "-c", code, str(state)], env=environment, cwd=ROOT).returncode
+    return subprocess.run([sys.executable, "-c", code, str(state), *words], env=environment, cwd=ROOT).returncode
 
 
 @pytest.mark.parametrize("failpoint", [
@@ -100,3 +101,99 @@ def test_an_older_ledger_killed_while_its_key_is_made_names_one_key_once(tmp_pat
         assert reading.problems() == []
         assert [row.event for row in reading.every_row()].count("key") == 1
     check_heads(state)
+
+
+WATCH = """
+import sys; from pathlib import Path; from court import GENERATED, canned_court
+from safety.recall import watch
+watch(canned_court(Path(sys.argv[1]), GENERATED, on_new_items=float(sys.argv[2])).desk)
+"""
+HOLD = """
+import sys; from pathlib import Path; from court import GENERATED, canned_court
+from court import ASKS
+from safety.release import nominate
+court = canned_court(Path(sys.argv[1]), GENERATED); court.bounds = ASKS; nominate(court.desk)
+"""
+APPROVE = """
+import sys; from pathlib import Path; from court import GENERATED, canned_court
+from court import ASKS
+from safety.approval import settle
+from safety.history import Nominations
+court = canned_court(Path(sys.argv[1]), GENERATED)
+settle(court.ledger, court.registry, ASKS, Nominations.of(court.ledger).waiting.id, "fine", approved=True)
+"""
+
+
+def released(state: Path, **answers: float) -> tuple[str, str]:
+    """A first release that has just been made: the model before it, and the model."""
+    court = canned_court(state, GENERATED, **answers)
+    first, model = str(court.ledger.channel(Channel.STABLE)), court.text_model("second")
+    court.move_working(model)
+    nominate(court.desk)
+    court.ledger.database.close()
+    return first, model
+
+
+@pytest.mark.parametrize("failpoint", [
+    "watch.dealt:1", "watch.looked:1", "watch.found:1", "jobbook.started.after:2", "jobbook.finished.before:1",
+    "jobbook.finished.after:2", "ledger.append.before:1", "ledger.append.after:1",
+])
+def test_a_killed_watch_of_a_worse_model_ends_in_one_rollback(tmp_path: Path, failpoint: str) -> None:
+    state = tmp_path / "state"
+    first, model = released(state, on_new_items=-0.05)
+    assert process(WATCH, state, failpoint, "-0.05") == -signal.SIGKILL
+    again = canned_court(state, GENERATED, on_new_items=-0.05)
+    watch(again.desk)
+    assert watch(again.desk) is None
+    ends = [row for row in again.ledger.rows() if row.event in (Event.ROLLBACK, Event.WATCHED)]
+    assert [(row.event, row.result) for row in ends] == [(Event.ROLLBACK, first)]
+    assert again.ledger.latched() == {model}
+    assert again.ledger.channel(Channel.STABLE) == first
+    assert (state / "stable" / "name.txt").read_text() == "first"
+    assert check_rows(row.to_json() for row in again.ledger.rows()) == []
+
+
+@pytest.mark.parametrize("failpoint", ["watch.looked:3", "watch.looked:8", "ledger.append.before:1"])
+def test_a_killed_watch_of_a_sound_model_ends_in_one_row_that_says_so(tmp_path: Path, failpoint: str) -> None:
+    state = tmp_path / "state"
+    _first, model = released(state)
+    assert process(WATCH, state, failpoint, "0") == -signal.SIGKILL
+    again = canned_court(state, GENERATED)
+    watch(again.desk)
+    ends = [row for row in again.ledger.rows() if row.event in (Event.ROLLBACK, Event.WATCHED)]
+    assert [row.event for row in ends] == [Event.WATCHED]
+    assert len(ends[0].evidence["watch"]["looks"]) == 8
+    assert again.ledger.channel(Channel.STABLE) == model
+
+
+@pytest.mark.parametrize("failpoint", ["release.passed:1", "ledger.append.before:2", "ledger.append.after:2"])
+def test_a_killed_nomination_that_has_to_wait_waits_once(tmp_path: Path, failpoint: str) -> None:
+    state = tmp_path / "state"
+    court = canned_court(state, GENERATED)
+    court.move_working(court.text_model("second"))
+    court.ledger.database.close()
+    assert process(HOLD, state, failpoint) == -signal.SIGKILL
+    again = canned_court(state, GENERATED)
+    again.bounds = ASKS
+    nominate(again.desk)
+    passed = list(again.ledger.rows(event=Event.PASSED))
+    assert len(passed) == 1
+    assert Nominations.of(again.ledger).waiting == passed[0]
+    assert again.ledger.channel(Channel.STABLE) == passed[0].base
+
+
+@pytest.mark.parametrize(("failpoint", "done"), [("ledger.append.before:1", False), ("ledger.append.after:1", True)])
+def test_a_killed_approval_happened_whole_or_not_at_all(tmp_path: Path, failpoint: str, done: bool) -> None:
+    state = tmp_path / "state"
+    court = canned_court(state, GENERATED)
+    court.bounds = ASKS
+    court.move_working(court.text_model("second"))
+    passed = nominate(court.desk)
+    assert passed is not None
+    court.ledger.database.close()
+    assert process(APPROVE, state, failpoint) == -signal.SIGKILL
+    again = canned_court(state, GENERATED)
+    assert again.ledger.channel(Channel.STABLE) == (passed.result if done else passed.base)
+    assert (Nominations.of(again.ledger).waiting is None) == done
+    assert again.registry.path(str(again.ledger.channel(Channel.STABLE))) == (state / "stable").resolve()
+    assert (to_watch(again.ledger) is not None) == done

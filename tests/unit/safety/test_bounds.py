@@ -249,3 +249,22 @@ def test_reading_bounds_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[3])
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("key", "strict", "loose", "both"), [
+    ("gate.approval", '"required"', '"none"', False), ("gate.procedure", '"lifetime"', '"e-lond"', False),
+    ("gate.items", '"vault"', '"fresh"', True), ("gate.watch_alpha", "0.1", "0.05", False),
+    ("gate.watch_items", "2000", "100", False), ("rate.rollbacks_per_week", "1", "5", False),
+])
+def test_the_options_of_the_gate_and_the_watch_loosen_in_one_direction(
+    tmp_path: Path, key: str, strict: str, loose: str, both: bool
+) -> None:
+    section, _, name = key.partition(".")
+    first, second = (read(tmp_path, f"[{section}]\n{name} = {value}") for value in (strict, loose))
+    assert [line.partition(":")[0] for line in loosened(first, second)] == [key]
+    assert bool(loosened(second, first)) == both
+
+
+def test_an_option_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BoundsError, match=r"'approval' in section \[gate\] can only hold"):
+        read(tmp_path, '[gate]\napproval = "perhaps"')

@@ -10,6 +10,11 @@ from safety.breaker import Breaker, Signs, failures_in_a_row
 FINE = Signs(("PROMOTED", "CRASHED"), False, 100.0, 10.0, 1.0)
 
 
+def test_more_rollbacks_by_the_watch_than_a_week_may_have_pause() -> None:
+    assert Breaker(Bounds()).reason(Signs(rollbacks_this_week=3)) is None
+    assert "rate.rollbacks_per_week: 4 rollbacks" in str(Breaker(Bounds()).reason(Signs(rollbacks_this_week=4)))
+
+
 def test_a_healthy_service_has_no_reason_to_pause() -> None:
     assert Breaker(Bounds()).reason(FINE) is None
     assert Breaker(Bounds()).reason(Signs()) is None

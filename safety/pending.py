@@ -1,0 +1,41 @@
+"""What is not over yet, read off ledger rows: a nomination that waits for the operator, a release that is watched.
+
+Pure and without SQLAlchemy, because the reading commands ask too. Invariants: at most one nomination waits; a watch
+ends with one row, the rollback that it made or the WATCHED row that says why it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from state.records import Event, Row, Verdict
+
+
+def nomination_of(row: Row) -> int:
+    """The id of the NOMINATED row that a PASSED or RELEASE row answers."""
+    return int(row.evidence.get("nomination", 0))
+
+
+def waiting(passed: Iterable[Row], answers: Iterable[Row]) -> Row | None:
+    """The PASSED row that the operator has not answered yet."""
+    answered = {nomination_of(row) for row in answers}
+    return next((row for row in passed if nomination_of(row) not in answered), None)
+
+
+def begins_watch(row: Row) -> bool:
+    """Whether a release of this row is watched at all."""
+    plan = row.evidence.get("watch") if isinstance(row.evidence, dict) else None
+    return row.event == Event.RELEASE and row.verdict == Verdict.PROMOTED and bool(plan and plan.get("possible"))
+
+
+def release_watched(row: Row) -> int | None:
+    """The id of the release whose watch this row ended."""
+    found = row.evidence.get("watch") if isinstance(row.evidence, dict) else None
+    ends = row.event in (Event.WATCHED, Event.ROLLBACK) and bool(found)
+    return int(found["release"]) if ends and found else None
+
+
+def under_watch(releases: Iterable[Row], ends: Iterable[Row]) -> Row | None:
+    """The oldest release whose watch has not ended."""
+    over = {release_watched(row) for row in ends}
+    return next((row for row in releases if begins_watch(row) and row.id not in over), None)
