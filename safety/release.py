@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 from safety import gate
@@ -103,16 +104,24 @@ def hindrance(desk: ReleaseDesk) -> str | None:
 
 
 def _too_often(desk: ReleaseDesk, nominations: Nominations, bounds: Bounds) -> str | None:
-    """The bound on rate that holds, as text. Counted are nominations, so the vault's answers decide nothing here."""
+    """The bound on rate that holds, as text. Counted are nominations, so the vault's answers decide nothing here.
+
+    The time is the largest seen so far, for rows as for now: so no bound is loosened by a clock that is set back.
+    """
     rate, now = bounds.rate, desk.now()
-    day = [row for row in nominations.asked if now - _time(row) < timedelta(days=1)]
+    now = max(now, desk.ledger.latest_time() or now)
+
+    def since(row: Row) -> timedelta:
+        return now - (desk.ledger.latest_time(row.id) or now)
+
+    day = list(takewhile(lambda row: since(row) < timedelta(days=1), reversed(nominations.asked)))
     if len(day) >= rate.releases_per_day:
         return f"rate.releases_per_day: {len(day)} nominations in the last 24 hours"
     last = nominations.last
     if last is None:
         return None
     ended = nominations.answered.get(last.id, last)         # how long the gate took is the vault's word: it must not
-    if now - _time(ended) < timedelta(seconds=rate.dwell_seconds):                  # decide which model comes next
+    if since(ended) < timedelta(seconds=rate.dwell_seconds):                        # decide which model comes next
         return f"rate.dwell_seconds: less than {rate.dwell_seconds:g} seconds since the last nomination was answered"
     needed = rate.cycles_between_nominations
     closed = 0
