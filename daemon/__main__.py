@@ -42,7 +42,7 @@ def obey() -> None:
     except OSError as error:                                # a full disk, a folder that is not ours: the host's fault
         say(str(error))
         raise SystemExit(2) from None
-    except Exception as error:                              # noqa: BLE001  ours, then: told in a line, too
+    except Exception as error:                              # our own fault, then: told in a line, too
         if TRACEBACK in os.environ:
             raise
         say(f"{unexpected(error)} (a defect of kaizend: {TRACEBACK}=1 shows more); what was recorded is whole")

@@ -3,8 +3,9 @@
     python tests/brood.py SOCKET [TABLE]
 
 It imports what a nursery imports, then forks one nursery after another: each serves the one daemon that connects and
-ends with that connection. TABLE is a Python file whose JOBS replaces the table of jobs. What SOCKET.env holds as JSON enters a nursery's environment, and so its workers'. Invariant,
-as in the nursery: this process never computes, so that it may fork.
+ends with that connection. TABLE is a Python file whose JOBS replaces the table of jobs. What SOCKET.env holds as JSON
+enters a nursery's environment, and so its workers'. Invariant, as in the nursery: this process never computes, so that
+it may fork.
 """
 
 from __future__ import annotations

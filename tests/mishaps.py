@@ -20,12 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lives import Life, until
+from lives import Life, Row, children_of, differences, until
 from make_believe import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIM = ROOT / "tests" / "crash" / "mishaps.c"
 LIMIT_SECONDS = 60.0
+PATIENCE = 2                    # attempts in vain, of the three there are
+LEFT_OPEN = {
+    "a cycle is still open": "SELECT id FROM cycles WHERE outcome IS NULL",
+    "an intent is still open": "SELECT id FROM intents WHERE settled IS NULL",
+    "a nomination is still open": "SELECT 1 WHERE (SELECT count(*) FROM ledger WHERE event = 'nominated') <> "
+                                  "(SELECT count(*) FROM ledger WHERE event = 'release')",
+}
 TOTAL = "until"                 # the pseudo-command: `kaizend run` up to so many outermost cycles
 
 
@@ -97,9 +104,17 @@ class Plant:
         with self._turn:
             order = {"folder": str(folder), "words": words, "env": environment, "seconds": seconds,
                      "unit": str(self.address)}
-            print(json.dumps(order), file=self.forge.stdin, flush=True)
+            self.forge.stdin.write(json.dumps(order) + "\n")
+            self.forge.stdin.flush()
             answer = json.loads(self.forge.stdout.readline())
         return Done(answer["status"], answer["out"], answer["err"])
+
+    def renew_nursery(self) -> None:
+        """Have the unit fork a nursery anew, so that it takes up what `tell_workers` said."""
+        for nursery in children_of(self.unit.pid):
+            self.address.unlink(missing_ok=True)
+            os.kill(nursery, signal.SIGKILL)
+        until(self.address.exists, 30)
 
     def tell_workers(self, **environment: str) -> None:
         """What the workers of the daemons after the next find in their environment."""
@@ -114,7 +129,6 @@ class Victim:
     folder: Path
     total: int
     faults: list[str] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)              # what was said about them
     _finished: dict[str, int] = field(default_factory=dict)     # finished job -> how often it was started
 
     @classmethod
@@ -124,6 +138,10 @@ class Victim:
         config = folder / "kaizend.toml"
         config.write_text(config.read_text().replace("[service]", f'[service]\nnursery = "{plant.address}"'))
         return cls(plant, folder, total)
+
+    def copied(self, folder: Path) -> Victim:
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Victim(self.plant, folder, self.total)
 
     @property
     def life(self) -> Life:
@@ -135,12 +153,16 @@ class Victim:
     def live(self, **environment: str) -> Done:
         return self.command(TOTAL, str(self.total), **environment)
 
-    def struck(self, fault: str, *words: str) -> Done | None:
-        """A command (None: the daemon) with a fault, "name:n=fault". None where it was over without having met it."""
+    def struck(self, fault: str, *words: str) -> list[str] | None:
+        """A command (none: the daemon) with a fault, "name:n=fault": what did not hold, at the end of that process.
+
+        None where it was over without having met the fault.
+        """
         mark = self.folder / "struck"
         mark.unlink(missing_ok=True)
         environment = {
-            "KAIZEND_FAILPOINT": fault, "KAIZEND_FAILPOINT_ONCE": str(mark), "KAIZEND_MISHAP_ROOT": str(self.folder / "var"),
+            "KAIZEND_FAILPOINT": fault, "KAIZEND_FAILPOINT_ONCE": str(mark),
+            "KAIZEND_MISHAP_ROOT": str(self.folder / "var"),
         }
         done = self.command(*words, **environment) if words else self.live(**environment)
         if not mark.exists():
@@ -148,8 +170,54 @@ class Victim:
             return None
         mark.unlink()
         self.faults.append(fault)
-        self.words += done.complaint
-        return done
+        return [f"{fault}: {found}" for found in [*told_well(done, fault), *self.life.problems(), *self.note_jobs()]]
+
+    def struck_in_a_worker(self, fault: str) -> list[str] | None:
+        """As `struck`, but it is a worker that the fault befalls; the daemon lives on, or ends as it should."""
+        mark = self.folder / "struck"
+        mark.unlink(missing_ok=True)
+        self.plant.tell_workers(
+            KAIZEND_FAILPOINT=fault, KAIZEND_FAILPOINT_ONCE=str(mark), KAIZEND_MISHAP_ROOT=str(self.folder / "var")
+        )
+        self.plant.renew_nursery()
+        done = self.live()
+        self.plant.tell_workers()
+        self.plant.renew_nursery()
+        if not mark.exists():
+            return None
+        mark.unlink()
+        self.faults.append(fault)
+        found = told_well(done, fault.replace("=kill", "=clock").replace("=raise", "=clock"))
+        return [f"{fault}: {what}" for what in [*found, *self.life.problems(), *self.note_jobs()]]
+
+    def breathe(self) -> list[str]:
+        """Where the cycle at hand was begun in vain too often, be killed once it has got further. Three times in vain
+        close it, as they should."""
+        if self.life.attempts_in_vain() < PATIENCE:
+            return []
+        return self.struck("jobbook.finished.after=kill") or []
+
+    def ended(self, undisturbed: list[Row] | None) -> list[str]:
+        """Live to the end; what does not hold then. Without `undisturbed` the story may be another one."""
+        done = self.live()
+        found = [] if done.status == 0 else [f"the last start ended with {done.status}: {done.err[-2000:]}"]
+        found += [f"{digest[:12]} was run again after it was finished" for digest in self.note_jobs()]
+        found += self.life.problems()
+        verified = self.command("verify")
+        found += [] if verified.status == 0 else [f"verify: {verified.out} {verified.err}"]
+        for what, query in LEFT_OPEN.items():
+            found += [what] if self.life.query(query) else []
+        for name, digest in self.life.query("SELECT name, digest FROM channels"):
+            found += [] if (self.life.state / name).resolve().name == digest else [f"{name} is not what its row says"]
+        found += [f"{path} was left" for path in (self.life.state / "incoming").iterdir()]
+        if undisturbed is not None:
+            found += [f"{path} was left" for path in (self.life.state / "jobs").iterdir() if len(path.name) == 64]
+            found += [f"not as undisturbed: {what}" for what in differences(undisturbed, self.life.story())]
+        else:
+            reasons = [row["reason"] for row in self.life.rows() if row["verdict"] == "CRASHED"]
+            found += [f"CRASHED: {reason}" for reason in reasons if "a fault at" not in reason
+                      and "around it was closed" not in reason]
+        return found
 
     def note_jobs(self) -> list[str]:
         """Jobs that were started again although they had been finished when this was last asked."""
@@ -157,6 +225,21 @@ class Victim:
         again = [digest for digest, starts in self._finished.items() if digest in found and found[digest][0] > starts]
         self._finished = {digest: starts for digest, (starts, done) in found.items() if done}
         return again
+
+
+def told_well(done: Done, fault: str) -> list[str]:
+    """What is wrong with how a process took a fault: killed, or at its end with a verdict or with one clear line."""
+    kind = fault.partition("=")[2] or "kill"
+    if kind == "kill":
+        return [] if done.status == -signal.SIGKILL else [f"it ended with {done.status}"]
+    if "Traceback" in done.err:
+        return [f"a traceback: {done.err[-2000:]}"]
+    if done.status == 0:
+        return [f"ended well, and said {line}" for line in done.complaint]
+    allowed = {"raise": (70,), "clock": ()}.get(kind, (2,))
+    if done.status not in allowed or len(done.complaint) != 1 or not done.complaint[0].startswith("kaizend: "):
+        return [f"it ended with {done.status} and said {done.complaint}"]
+    return []
 
 
 def obey(order: dict[str, Any], out: Path, err: Path) -> None:
@@ -203,7 +286,7 @@ def forge() -> None:
     import daemon.cli
     import daemon.foreground
     import daemon.keeping
-    import daemon.operate
+    import daemon.operate  # noqa: F401
     import safety.rollback  # noqa: F401
 
     for line in sys.stdin:
@@ -215,7 +298,8 @@ def forge() -> None:
             obey(order, *files)
         status = ended(pid, order["seconds"])
         out, err = (file.read_text(errors="replace") if file.exists() else "" for file in files)
-        print(json.dumps({"status": status, "out": out, "err": err}), flush=True)
+        sys.stdout.write(json.dumps({"status": status, "out": out, "err": err}) + "\n")
+        sys.stdout.flush()
 
 
 def ended(pid: int, seconds: float) -> int | None:
