@@ -43,7 +43,8 @@ OF_A_COMMAND = {
     ("bounds", "loosen", "--reason", "more"): ["ledger.append.before", "ledger.append.after"],
 }
 ONLY_OF_A_COMMAND = {
-    point for points in OF_A_COMMAND.values() for point in points if point.startswith(("registry.remove", "backup", "restore"))
+    point for points in OF_A_COMMAND.values() for point in points
+    if point.startswith(("registry.remove", "backup", "restore"))
 }
 EXCUSED = {
     "database.backup.before": "only the migration of an older file passes it: test_state_kills strikes it",
