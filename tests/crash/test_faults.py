@@ -10,6 +10,7 @@ become a verdict.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -59,7 +60,7 @@ REPAIRS = [                     # a kill, and the moments that the start passes 
     ("ledger.close.before:2", "ledger.attempt.after"),
 ]
 OF_THE_DISK = [Fault.ENOSPC, Fault.SHORT, Fault.EIO, Fault.SICK]
-MANY = 2000
+MANY = int(os.environ.get("FAULTS", "2000"))
 
 
 @dataclass
