@@ -242,15 +242,17 @@ def told_well(done: Done, fault: str) -> list[str]:
     return []
 
 
-def obey(order: dict[str, Any], out: Path, err: Path) -> None:
+def obey(order: dict[str, Any], forge: int, out: Path, err: Path) -> None:
     """The forked process, to its end: it becomes one command of kaizend."""
     import traceback
 
     import daemon.foreground
     from daemon.__main__ import main
+    from daemon.nursery import die_with
 
     code = 1
     try:
+        die_with(forge)
         os.chdir(order["folder"])
         os.environ.update(order["env"])
         for number, file in ((1, out), (2, err)):
@@ -288,14 +290,16 @@ def forge() -> None:
     import daemon.keeping
     import daemon.operate  # noqa: F401
     import safety.rollback  # noqa: F401
+    from daemon.nursery import die_with
 
+    die_with(os.getppid())
     for line in sys.stdin:
         order = json.loads(line)
         until(Path(order["unit"]).exists, 30)
         files = [Path(order["folder"]) / name for name in (".out", ".err")]
-        pid = os.fork()
+        mine, pid = os.getpid(), os.fork()
         if pid == 0:
-            obey(order, *files)
+            obey(order, mine, *files)
         status = ended(pid, order["seconds"])
         out, err = (file.read_text(errors="replace") if file.exists() else "" for file in files)
         sys.stdout.write(json.dumps({"status": status, "out": out, "err": err}) + "\n")
