@@ -1,7 +1,7 @@
 # make demo   sets up and runs the whole thing in miniature, from nothing
 # make test   sets up and passes the checks and tests
 # make bench  [ONLY=name]   one JSON line per figure
-# make soak   the long tests
+# make soak   the long tests, then hours of the daemon under faults (SOAK_MINUTES=120, FAULTS=2000)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +34,8 @@ bench: install
 
 soak: install
 	$(BIN)/pytest -m long
+	mkdir -p build
+	$(BIN)/python tests/crash/soak.py build/soak.json
 
 clean:
 	rm -rf .venv build *.egg-info

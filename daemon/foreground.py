@@ -11,7 +11,7 @@ from daemon.places import find_config, read_places
 from daemon.service import Service
 from daemon.settings import load_settings
 from daemon.wiring import wire
-from state.errors import ConfigurationError, UserError
+from state.errors import ConfigurationError, HostError, UserError
 from state.records import Event, Row
 
 
@@ -28,6 +28,8 @@ def run_in_foreground(config: Path | None, cycles: int | None) -> int:
             on_head=lambda head: log.info("signed", **head.to_json()),
             on_missed=lambda reason: log.warning("head not copied", reason=reason),
         )
+    except HostError:                                       # a restart may help, once there is space
+        raise
     except UserError as error:
         if "INVOCATION_ID" in os.environ:
             raise ConfigurationError(str(error)) from error

@@ -10,14 +10,16 @@ import shutil
 import sqlite3
 import sys
 import tarfile
-import tempfile
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from daemon.places import Places
 from daemon.reports import places_of
-from state.errors import StateError, UserError, in_one_line
+from state.errors import HostError, StateError, UserError, in_one_line
+from state.failpoints import failpoint
+from state.files import discard, sync
 from state.reading import Reading
 from state.records import Event, JsonObject
 
@@ -28,20 +30,30 @@ DATABASE, ARTIFACTS, VAULT, FILES = "kaizend.db", "artifacts", "vault", "files"
 def collect_garbage(config: Path | None, apply: bool) -> None:
     """Say, or with `apply` do, what can go: models and checkpoints that nothing in force or in reserve needs."""
     places = places_of(config)
-    with Reading(places.database) as reading:
-        needed = _needed(reading)
-        gone = [
-            artefact for artefact in reading.artefacts()
-            if artefact["kind"] not in KEPT_KINDS and artefact["digest"] not in needed
-        ]
-    for artefact in gone:
-        sys.stdout.write(f"{artefact['digest'][:12]}  {artefact['kind']:<10} {artefact['bytes']:>14,} bytes\n")
+    gone = _told(places)
     total = sum(int(artefact["bytes"]) for artefact in gone)
     if not apply or not gone:
         sys.stdout.write(f"{len(gone)} artefacts, {total:,} bytes can go" + (": add --apply\n" if gone else "\n"))
         return
-    _remove(places, gone)
+    _remove(places)
     sys.stdout.write(f"removed {len(gone)} artefacts, {total:,} bytes\n")
+
+
+def _told(places: Places) -> list[JsonObject]:
+    """What can go, told one line each."""
+    gone = _unneeded(places)
+    for artefact in gone:
+        sys.stdout.write(f"{artefact['digest'][:12]}  {artefact['kind']:<10} {artefact['bytes']:>14,} bytes\n")
+    return gone
+
+
+def _unneeded(places: Places) -> list[JsonObject]:
+    with Reading(places.database) as reading:
+        needed = _needed(reading)
+        return [
+            artefact for artefact in reading.artefacts()
+            if artefact["kind"] not in KEPT_KINDS and artefact["digest"] not in needed
+        ]
 
 
 def _needed(reading: Reading) -> set[str]:
@@ -70,7 +82,8 @@ def _digests_in(value: object) -> set[str]:
     return set()
 
 
-def _remove(places: Places, gone: list[JsonObject]) -> None:
+def _remove(places: Places) -> None:
+    """Give up what is not needed, looked for anew under the lock: a daemon may have run since it was told."""
     from daemon.lock import Lock
     from state.database import Database
     from state.registry import Registry
@@ -81,7 +94,7 @@ def _remove(places: Places, gone: list[JsonObject]) -> None:
             database.migrate()
             registry = Registry(places.state, database)
             registry.reconcile()
-            for artefact in gone:
+            for artefact in _unneeded(places):
                 registry.remove(artefact["digest"])
         finally:
             database.close()
@@ -89,43 +102,56 @@ def _remove(places: Places, gone: list[JsonObject]) -> None:
 
 def write_backup(config: Path | None, file: Path) -> None:
     """One tar file: the database by SQLite's backup, every artefact it names, the key that signs where it lies in the
-    state folder, kaizend.toml and bounds.toml."""
+    state folder, kaizend.toml and bounds.toml.
+
+    It is written in a folder beside it, which a later attempt clears away where a kill left it, and appears under its
+    name when all of it is on the disk.
+    """
     places = places_of(config)
     if file.exists():
         raise UserError(f"{file} exists: a backup never overwrites")
     partial = file.with_name(file.name + ".partial")
+    copy, written = partial / DATABASE, partial / file.name
     try:
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            copy = Path(folder) / DATABASE
-            _copy_database(places.database, copy)
-            partial.touch(0o600)                     # it holds the vault and the key
-            with Reading(copy) as reading, tarfile.open(partial, "w") as tar:
-                tar.add(copy, DATABASE)
-                for path in (places.state / "signing.key", places.public_key):
-                    if path.is_file():
-                        tar.add(path, path.name)
-                for artefact in reading.artefacts():
-                    digest, root = artefact["digest"], VAULT if artefact["kind"] == VAULT else ARTIFACTS
-                    tar.add(places.state / root / digest[:2] / digest, f"{root}/{digest[:2]}/{digest}")
-                for path in (places.config, places.bounds):
-                    if path.is_file():
-                        tar.add(path, f"{FILES}/{path.name}")
-        partial.rename(file)
+        discard(partial)
+        partial.mkdir(mode=0o700)
+        _copy_database(places.database, copy)
+        failpoint("backup.copied")
+        written.touch(0o600)                         # it holds the vault and the key
+        with Reading(copy) as reading, tarfile.open(written, "w") as tar:
+            tar.add(copy, DATABASE)
+            for path in (places.state / "signing.key", places.public_key):
+                if path.is_file():
+                    tar.add(path, path.name)
+            for artefact in reading.artefacts():
+                digest, root = artefact["digest"], VAULT if artefact["kind"] == VAULT else ARTIFACTS
+                tar.add(places.state / root / digest[:2] / digest, f"{root}/{digest[:2]}/{digest}")
+            for path in (places.config, places.bounds):
+                if path.is_file():
+                    tar.add(path, f"{FILES}/{path.name}")
+        failpoint("backup.written")
+        sync(written)
+        written.rename(file)
+        failpoint("backup.renamed")
+        sync(file.parent)
     except OSError as error:
         raise in_one_line("write the backup", file, error) from error
+    except sqlite3.Error as error:
+        raise HostError(f"cannot write the backup {file}: {error}") from error
     finally:
         with suppress(OSError):
-            partial.unlink()
+            discard(partial)
     sys.stdout.write(f"wrote {file}\n")
 
 
 def _copy_database(source: Path, target: Path) -> None:
     if not source.is_file():
         raise StateError(f"there is no ledger at {source}: nothing to back up")
-    with sqlite3.connect(f"file:{source}?mode=ro", uri=True) as old, sqlite3.connect(target) as new:
+    with (
+        closing(sqlite3.connect(f"file:{quote(str(source))}?mode=ro", uri=True)) as old,
+        closing(sqlite3.connect(target)) as new,
+    ):
         old.backup(new)
-    old.close()
-    new.close()
 
 
 def restore_backup(config: Path | None, file: Path) -> None:
@@ -147,9 +173,15 @@ def restore_backup(config: Path | None, file: Path) -> None:
         trust = Trust(read_public(restored.public_key), str(restored.public_key))      # the backup's own
         if audit(restored, trust, as_json=False):
             raise UserError(f"{file} does not verify (see above): nothing was restored")
+        failpoint("restore.verified")
+        for path in (*fresh.rglob("*"), fresh):
+            if not path.is_symlink():
+                sync(path)
         if places.state.is_dir():
             places.state.rmdir()
+        failpoint("restore.emptied")
         fresh.rename(places.state)
+        sync(places.state.parent)
     except OSError as error:
         raise in_one_line("restore to", places.state, error) from error
     finally:
@@ -170,6 +202,7 @@ def _unpack(file: Path, folder: Path) -> None:
         raise UserError(f"{file}: not a backup of kaizend, or not all of one") from error
     if not (folder / DATABASE).is_file():
         raise UserError(f"{file}: not a backup of kaizend (no {DATABASE} in it)")
+    failpoint("restore.unpacked")
     shutil.rmtree(folder / FILES, ignore_errors=True)
     database = Database(folder / DATABASE)
     try:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -30,7 +30,7 @@ from daemon.scratch import discard, open_again, sweep, went_on
 from daemon.wire import Closed
 from safety.bounds import Bounds
 from safety.sandbox import Holds, Limits, Rules
-from state.errors import StateError
+from state.errors import HostError, StateError, in_one_line
 from state.failpoints import failpoint
 from state.files import size_of
 from state.jobbook import JobBook
@@ -127,14 +127,18 @@ class LocalRunner:
                 return finished
             inputs = self._resolve(spec)
             scratch = self.folder / digest
-            open_again(scratch)
-            if went_on(scratch):
-                self.jobbook.saved()
             try:
+                open_again(scratch)
+                if went_on(scratch):
+                    self.jobbook.saved()
                 with self._place():
                     told, seconds = self._carry_out(spec, scratch, inputs, timeout_seconds)
                 result = self._keep(spec, told, seconds)
-            except (JobFailed, StateError):
+            except HostError:                                   # the job goes on from what it saved, once it can
+                raise
+            except OSError as error:
+                raise in_one_line("run a job in", scratch, error) from error
+            except Exception:
                 discard(scratch)
                 raise
             discard(scratch)
@@ -243,8 +247,6 @@ class LocalRunner:
                 ending = "no worker could be started (worker.log says why)"
                 continue
             self._note_pid(spec, worker.pid)
-            self.jobbook.started(spec, worker.pid)
-            failpoint("runner.started")
             began = time.monotonic()
             try:
                 here, given = worker.room.move_in(scratch, inputs)
@@ -252,8 +254,13 @@ class LocalRunner:
                     "job": spec.to_json(), "folder": str(here), "inputs": given, "device": self.device,
                     "threads": self.threads,
                 }
+                self.jobbook.started(spec, worker.pid)
+                failpoint("runner.started")
                 with sensible(spec.kind):
                     last = self._watch(worker, spec, order, began, allowed_seconds - seconds)
+                    if "disk" in last:
+                        failed = plain(last["failed"])
+                        raise HostError(f"{spec.kind}: {failed}: look at the disk of {scratch} and start again")
                     if "failed" in last:
                         raise JobFailed(f"{spec.kind}: {plain(last['failed'])}")
                     taken = self._take_over(worker, spec, scratch, last["done"])
@@ -267,7 +274,8 @@ class LocalRunner:
                     self.jobbook.saved()
             except BaseException:
                 end(worker, scratch)
-                self.jobbook.lost(spec, self._cost(seconds + time.monotonic() - began))
+                with suppress(StateError):                      # the first error is the one to tell
+                    self.jobbook.lost(spec, self._cost(seconds + time.monotonic() - began))
                 raise
             finally:
                 self._note_pid(spec, None)

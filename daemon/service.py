@@ -26,10 +26,11 @@ from safety.approval import settle
 from safety.recall import to_watch, watch
 from safety.release import due, nominate
 from safety.rollback import rollback
+from state.errors import UserError
 from state.jobs import Parked
 from state.records import Actor, Channel, Cycle, JsonObject
 
-TICK_SECONDS = 2.0
+TICK, TICK_SECONDS = "tick", 2.0
 NOMINATION: Final = 0
 """Stands among the ids of cycles for the nomination in flight: there is one at most."""
 WATCH: Final = -1
@@ -46,6 +47,7 @@ class Service:
         self.flags = works.flags
         self.notifier = notifier or Notifier()
         self.beat = time.monotonic()
+        self.time_of_day = time.time()
         self.paused_by: str | None = None
         self.workers = works.settings.service.workers
         self.one_by_one = works.ledger.was_cut_short()      # so that what took the daemon down is found
@@ -57,7 +59,7 @@ class Service:
         """Run until stopped. Returns the exit code."""
         self._catch_signals()
         with ControlServer(self.works.places.socket, self.answer):
-            self.scheduler.add_job(self.tick, "interval", seconds=TICK_SECONDS, id="tick")
+            self.scheduler.add_job(self.tick, "interval", seconds=TICK_SECONDS, id=TICK)
             self.scheduler.start()
             self.notifier.ready(self._state())
             self.log.info("started", cycles=self.works.ledger.root_count(), workers=self.works.settings.service.workers)
@@ -81,6 +83,7 @@ class Service:
             try:
                 while tasks or not self._finished():
                     self._reload()
+                    self._keep_up()
                     while len(tasks) < self.workers and (task := self._next(tasks.values())):
                         tasks[threads.submit(task[1])] = task[0]
                         self.beat = time.monotonic()
@@ -166,12 +169,26 @@ class Service:
             self.log.warning("reloaded", bounds=self.works.bounds.reload())
         self.notifier.ready(self._state())
 
+    def _keep_up(self) -> None:
+        """Move a link that could not follow its channel, and the ticker's next turn where the clock was set back: it
+        goes by the time of day."""
+        for channel in Channel:
+            self.works.registry.repair_link(channel)
+        now = time.time()
+        if now < self.time_of_day:
+            self.scheduler.reschedule_job(TICK, trigger="interval", seconds=TICK_SECONDS)
+            self.log.warning("clock set back", seconds=round(self.time_of_day - now))
+        self.time_of_day = now
+
     def tick(self) -> None:
         """Beat the watchdog only if the main thread is alive: either it moved or a job of its is being watched."""
         alive = time.monotonic() - max(self.beat, self.works.runner.last_moved) < self.notifier.watchdog_seconds / 2
         if alive and self.works.database.responds():
             self.notifier.watchdog()
-        self.notifier.status(self._state())
+        try:
+            self.notifier.status(self._state())
+        except (UserError, OSError) as error:                       # the main thread meets it as well, and ends
+            self.log.warning("state unknown", reason=str(error))
 
     def answer(self, request: JsonObject) -> JsonObject:
         """One request of the control socket. Raises UserError for what cannot be done."""

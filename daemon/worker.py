@@ -6,6 +6,7 @@ A worker is a process that `daemon.nursery` forked. It is told a job and answers
     -> {"job": spec, "folder": path, "inputs": {name: path}, "device": "cpu", "threads": 1}
     <- {"progress": [done, note]}
     <- {"done": {"values": ..., "outputs": {name: path}, "items": n, "tokens": n}}  or  {"failed": reason}
+       (with "disk": true where the disk was full or failing, which is no fault of the job)
 
 A job that raises gives one line to the runner; its traceback goes to the log. Invariant: outputs lie inside the job's
 own folder, because the registry moves them away. This module imports neither torch nor any loop: the functions are
@@ -27,6 +28,7 @@ from typing import Any, Final, cast
 
 from daemon.wire import Closed, Wire
 from safety.sandbox import Holds, words_for
+from state.errors import OF_THE_DISK
 from state.jobs import Desk, JobFunction, JobSpec, Produced
 from state.records import JsonObject, canonical
 
@@ -80,7 +82,8 @@ def do(order: JsonObject, table: Mapping[str, str], cache: dict[str, Any], wire:
     except Exception as error:                                      # noqa: BLE001  a failed job is an answer
         log(f"job {spec.digest} ({spec.kind}) failed\n{traceback.format_exc()}")
         denied = words_for(error)
-        return {"failed": f"{one_line(error)} ({denied})" if denied else one_line(error)}
+        failed = f"{one_line(error)} ({denied})" if denied else one_line(error)
+        return {"failed": failed, **({"disk": True} if is_of_the_disk(error) else {})}
     return answer
 
 
@@ -146,6 +149,12 @@ def log(text: str) -> None:
     """A line for worker.log, which is where a worker's standard error goes."""
     sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} [{os.getpid()}] {text.rstrip()}\n")
     sys.stderr.flush()
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether the disk was full or failing. Libraries in other languages tell of it in words only."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in OF_THE_DISK or any(os.strerror(known) in str(error) for known in OF_THE_DISK)
 
 
 def one_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from loops.loop import Bench, Loop
 from safety.bounds import Bounds
 from safety.inspection import inspect_model
+from state.errors import HostError
 from state.jobs import JobFailed, Runner
 from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
 from state.records import Budget, Candidate, Channel, Cycle, Event, Outcome, Verdict, seed_from
@@ -146,11 +147,17 @@ def close_cycle(ledger: Ledger, loop: Loop, cycle: Cycle, outcome: Outcome) -> O
 
 
 def guarded(work: Callable[[], Made]) -> Made | Outcome:
-    """The one broad except of the program: a failure is a verdict with a reason."""
+    """The one broad except of the program: a failure is a verdict with a reason.
+
+    What the host could not do (no space, a failing disk) is no candidate's fault: it passes, the service ends, and the
+    cycle is resumed. One that ends the service every time is closed by its attempts.
+    """
     try:
         return work()
     except JobFailed as failure:
         return Outcome(failure.verdict, str(failure))
+    except HostError:
+        raise
     except Exception as error:                                            # noqa: BLE001  see above
         return Outcome(Verdict.CRASHED, f"{type(error).__name__}: {error}")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 from safety import gate
@@ -103,16 +104,24 @@ def hindrance(desk: ReleaseDesk) -> str | None:
 
 
 def _too_often(desk: ReleaseDesk, nominations: Nominations, bounds: Bounds) -> str | None:
-    """The bound on rate that holds, as text. Counted are nominations, so the vault's answers decide nothing here."""
+    """The bound on rate that holds, as text. Counted are nominations, so the vault's answers decide nothing here.
+
+    The time is the largest seen so far, for rows as for now: so no bound is loosened by a clock that is set back.
+    """
     rate, now = bounds.rate, desk.now()
-    day = [row for row in nominations.asked if now - _time(row) < timedelta(days=1)]
+    now = max(now, desk.ledger.latest_time() or now)
+
+    def since(row: Row) -> timedelta:
+        return now - (desk.ledger.latest_time(row.id) or now)
+
+    day = list(takewhile(lambda row: since(row) < timedelta(days=1), reversed(nominations.asked)))
     if len(day) >= rate.releases_per_day:
         return f"rate.releases_per_day: {len(day)} nominations in the last 24 hours"
     last = nominations.last
     if last is None:
         return None
     ended = nominations.ended(last)                         # how long the gate took is the vault's word: it must not
-    if _dwelt(desk, _time(ended)) < rate.dwell_seconds:                             # decide which model comes next
+    if _dwelt(desk, since(ended), now) < rate.dwell_seconds:                        # decide which model comes next
         return f"rate.dwell_seconds: less than {rate.dwell_seconds:g} seconds since the last nomination was answered"
     needed = rate.cycles_between_nominations
     closed = 0
@@ -123,16 +132,18 @@ def _too_often(desk: ReleaseDesk, nominations: Nominations, bounds: Bounds) -> s
     return None if closed >= needed else f"rate.cycles_between_nominations: {closed} of {needed} cycles have closed"
 
 
-def _dwelt(desk: ReleaseDesk, since: datetime) -> float:
-    """Seconds since then in which no release was being watched: whether one is, is the vault's word too."""
+def _dwelt(desk: ReleaseDesk, passed: timedelta, now: datetime) -> float:
+    """Seconds of the time that has passed in which no release was being watched: whether one is, is the vault's word
+    too.
+    """
+    since = now - passed
     releases = {row.id: _time(row) for row in desk.ledger.rows(event=Event.RELEASE) if begins_watch(row)}
     ends = {
         release_watched(row): _time(row)
         for event in (Event.WATCHED, Event.ROLLBACK) for row in desk.ledger.rows(event=event)
     }
-    now = desk.now()
     stretches = [(max(began, since), ends.get(release, now)) for release, began in releases.items()]
-    return (now - since).total_seconds() - sum(max(0.0, (end - began).total_seconds()) for began, end in stretches)
+    return passed.total_seconds() - sum(max(0.0, (end - began).total_seconds()) for began, end in stretches)
 
 
 def _ask(desk: ReleaseDesk) -> Row:

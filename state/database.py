@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from state.errors import StateError, in_one_line
+from state.errors import HostError, StateError, in_one_line
 from state.failpoints import failpoint
 from state.tables import REVISION
 
 __all__ = ["Database", "StateError", "append_only"]
 
 BUSY_MILLISECONDS = 15_000
+OF_THE_HOST = ("disk is full", "disk I/O error", "locked", "unable to open")         # in SQLite's words
 MIGRATIONS = Path(__file__).parent / "migrations"
 PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}",
@@ -118,11 +119,12 @@ class Database:
             failpoint("database.backup.before")
             partial.replace(target)
             sync_folder(target.parent)
-        except OSError as error:
-            raise in_one_line("write the backup", target, error) from error
-        except sqlite3.Error as error:
-            partial.unlink(missing_ok=True)
-            raise StateError(f"cannot write the backup {target}: {error}") from error
+        except (OSError, sqlite3.Error) as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise in_one_line("write the backup", target, error) from error
+            raise HostError(f"cannot write the backup {target}: {error}") from error
 
     def responds(self, timeout_seconds: float = 5.0) -> bool:
         """Whether the writer's turn comes free within that time: False means that a write hangs."""
@@ -149,7 +151,9 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            raise StateError(_words(self.path, str(error.orig))) from error
+            reason = str(error.orig)
+            kind = HostError if any(words in reason for words in OF_THE_HOST) else StateError
+            raise kind(_words(self.path, reason)) from error
 
 
 def append_only(table: str) -> list[str]:
@@ -198,6 +202,8 @@ def _words(path: Path, reason: str) -> str:
         return f"{path} is not a database of kaizend; nothing was changed"
     if "malformed" in reason:
         return f"{path} is damaged ({reason}): restore a backup; nothing was changed"
+    if "disk I/O error" in reason:
+        return f"{path} cannot be read or written (disk I/O error): look at its disk and start again"
     if "readonly" in reason:
         return f"cannot write to {path}: it is read-only"
     if "locked" in reason:

@@ -6,6 +6,8 @@ import errno
 from pathlib import Path
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+OF_THE_DISK = NO_SPACE | {errno.EIO, errno.EROFS}
+OF_THE_HOST = OF_THE_DISK | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class UserError(Exception):
@@ -27,8 +29,13 @@ class StateError(UserError):
         super().__init__(" ".join(text.splitlines()))
 
 
+class HostError(StateError):
+    """The host failed: no space, a failing disk, nothing left to open. Nobody's fault, and a later start continues."""
+
+
 def in_one_line(what: str, path: Path, error: OSError) -> StateError:
     """A StateError that says what could not be done, where, and why."""
     if error.errno in NO_SPACE:
-        return StateError(f"no space left to {what} {path}: free some space on its disk and start again")
-    return StateError(f"cannot {what} {path}: {error.strerror or error}")
+        return HostError(f"no space left to {what} {path}: free some space on its disk and start again")
+    kind = HostError if error.errno in OF_THE_HOST else StateError
+    return kind(f"cannot {what} {path}: {error.strerror or error}")

@@ -61,7 +61,7 @@ class JobBook:
             if known is not None and known.result is not None:
                 return
             if known is not None:
-                kept["cost"] = as_text((_of_the_day(known, now) + result.cost).to_json())
+                kept |= _with_earlier(known, result.cost, now)
             if known is None:
                 connection.execute(
                     insert(jobs).values(digest=digest, kind=spec.kind, spec=as_text(spec.to_json()), **kept)
@@ -78,10 +78,8 @@ class JobBook:
         with self.database.transaction() as connection:
             known = connection.execute(select(jobs).where(jobs.c.digest == spec.digest)).first()
             if known is not None and known.result is None:
-                total = as_text((_of_the_day(known, now) + cost).to_json())
-                connection.execute(
-                    update(jobs).where(jobs.c.digest == spec.digest).values(cost=total, finished_at=now)
-                )
+                total = _with_earlier(known, cost, now)
+                connection.execute(update(jobs).where(jobs.c.digest == spec.digest).values(**total))
 
     def starts(self, digest: str) -> int:
         """How often a process started the job."""
@@ -107,8 +105,12 @@ class JobBook:
         return None
 
 
-def _of_the_day(known: Any, now: str) -> Cost:
-    """What the job's earlier attempts cost on the same day (UTC) as `now`."""
+def _with_earlier(known: Any, cost: Cost, now: str) -> dict[str, str]:
+    """The cost with that of the job's earlier attempts on the same day (UTC), and when the last of them ended.
+
+    An attempt that the clock, set back since, places on a later day counts there, and this one with it.
+    """
     day = len("2026-01-01")
-    same = known.finished_at is not None and known.finished_at[:day] == now[:day]
-    return Cost.from_json(json.loads(known.cost)) if same else Cost()
+    if known.finished_at is not None and known.finished_at[:day] >= now[:day]:
+        cost, now = Cost.from_json(json.loads(known.cost)) + cost, max(known.finished_at, now)
+    return {"cost": as_text(cost.to_json()), "finished_at": now}

@@ -124,6 +124,14 @@ class Ledger:
         found = [number for number in newest if number is not None]
         return self.row(max(found)) if found else None
 
+    def latest_time(self, until: int | None = None) -> datetime | None:
+        """The largest time that a row carries, of those up to the id `until`; None where there are none. After the
+        clock was set back, it is not the newest row's."""
+        query = select(ledger.c.time).order_by(ledger.c.time.desc()).limit(1)
+        with self.database.snapshot() as connection:
+            found = connection.execute(query if until is None else query.where(ledger.c.id <= until)).scalar()
+        return None if found is None else datetime.fromisoformat(found)
+
     def root_verdicts(self, after: int = 0, count: int = 50) -> tuple[str, ...]:
         """The verdicts of the last `count` root cycles that closed after row `after`, the newest first."""
         query = (
@@ -333,7 +341,13 @@ class Ledger:
 
     def _follow(self, moves: Mapping[Channel, str]) -> None:
         for channel in moves:
-            self.registry.repair_link(channel)
+            try:
+                self.registry.repair_link(channel)
+            except StateError as error:
+                raise type(error)(
+                    f"{channel} has moved in the ledger, but its link has not followed yet ({error}): the next start "
+                    "moves it"
+                ) from error
 
     def _now(self) -> str:
         return rows.stamp(self.clock())

@@ -244,7 +244,7 @@ class Registry:
         """Complete an interrupted act where its effect is whole, undo it otherwise."""
         body = json.loads(intent.body)
         digest, place = body["digest"], self._place_of(body["digest"], body["kind"])
-        whole = intent.kind == ADOPT and place.is_dir() and disk.manifest_of(place) == body["files"]
+        whole = intent.kind == ADOPT and _holds(place, body["files"])
         if whole:
             for folder in (place.parent, place.parent.parent):
                 disk.sync(folder)
@@ -286,6 +286,14 @@ class Registry:
         if record is None:
             raise StateError(f"there is no artefact {digest[:12]} in {self.root}")
         return record
+
+
+def _holds(place: Path, files: JsonObject) -> bool:
+    """Whether a folder has these files and no others. One that a kill left half removed has not."""
+    try:
+        return place.is_dir() and disk.manifest_of(place) == files
+    except StateError:
+        return False
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Small jobs for tests of the processes that run jobs. Loaded by a nursery with `--table`."""
 
+import errno
 import os
 import random
 import signal
@@ -74,6 +75,14 @@ def fail(spec: JobSpec, desk: Desk) -> Produced:
     raise ValueError("the loss is not finite\nat step 3 of 7")
 
 
+def full(spec: JobSpec, desk: Desk) -> Produced:
+    """Saves a step, and then finds the disk full; `words` as a library of another language says it."""
+    (desk.folder / "steps" / "step-000000001").mkdir(parents=True, exist_ok=True)
+    if spec.params["words"]:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def leave(spec: JobSpec, desk: Desk) -> Produced:
     sys.exit(5)
 
@@ -127,5 +136,7 @@ def sleep(spec: JobSpec, desk: Desk) -> Produced:
 
 JOBS = {
     name: f"toy_jobs:{name}"
-    for name in ("add", "write", "read", "count", "die", "climb", "fail", "leave", "nonsense", "tell", "meet", "sleep")
+    for name in (
+        "add", "write", "read", "count", "die", "climb", "fail", "full", "leave", "nonsense", "tell", "meet", "sleep",
+    )
 } | {"gate": "toy_jobs:read", "report": "toy_jobs:read", "train": "toy_jobs:tell", "absent": "no_such_module:work"}

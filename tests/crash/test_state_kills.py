@@ -8,13 +8,16 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mishaps import memory_folder, shim_in
 from signatures import check_heads
 
 from state.database import Database
+from state.failpoints import Fault
 from state.jobbook import JobBook
 from state.reading import Reading
 from state.records import Channel
@@ -111,7 +114,8 @@ import json, os, sys, traceback
 import alembic.command, alembic.config, alembic.script, state.jobbook, state.ledger
 program = compile(sys.argv[1], "life", "exec")
 for line in sys.stdin:
-    root, os.environ["KAIZEND_FAILPOINT"] = json.loads(line)
+    root, os.environ["KAIZEND_FAILPOINT"], os.environ["KAIZEND_FAILPOINT_ONCE"] = json.loads(line)
+    os.environ["KAIZEND_MISHAP_ROOT"] = root
     child = os.fork()
     if child == 0:
         sys.argv[1:] = [root]
@@ -128,17 +132,24 @@ Story = list[tuple[object, ...]]
 
 
 @pytest.fixture(scope="module")
-def live() -> Iterator[Live]:
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The library that lets disk and clock go wrong, where it can be made."""
+    return shim_in(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(scope="module")
+def live(shim: Path | None) -> Iterator[Live]:
     """Lives one life in a process of its own and gives its exit status. A nursery saves each the imports."""
+    preloaded = {"LD_PRELOAD": str(shim)} if shim else {}
     nursery = subprocess.Popen(
         [sys.executable, "-c", NURSERY, LIFE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(STATE.parent)},
+        env=os.environ | {"PYTHONPATH": str(STATE.parent), **preloaded}, stderr=subprocess.DEVNULL,
     )
     assert nursery.stdin is not None and nursery.stdout is not None
     asked, answers = nursery.stdin, nursery.stdout
 
-    def one_life(root: Path, failpoint: str = "") -> int:
-        print(json.dumps([str(root), failpoint]), file=asked, flush=True)
+    def one_life(root: Path, failpoint: str = "", mark: str = "") -> int:
+        print(json.dumps([str(root), failpoint, mark]), file=asked, flush=True)
         return int(answers.readline())
 
     yield one_life
@@ -178,6 +189,35 @@ def test_a_kill_loses_nothing_and_the_next_life_ends_as_if_it_had_not_happened(
     assert story(tmp_path) == undisturbed
     with Reading(tmp_path / "kaizend.db") as reading:
         assert reading.open_cycles() == [] and reading.counts()["jobs"] == 3
+
+
+@pytest.mark.parametrize(("fault", "passages"), [
+    (Fault.EIO, (1,)), (Fault.SHORT, (1,)), (Fault.ENOSPC, (1,)),
+    *(pytest.param(fault, (1, 2, 4), marks=pytest.mark.long) for fault in Fault if fault is not Fault.KILL),
+])
+def test_any_other_fault_loses_nothing_either(
+    fault: Fault, passages: tuple[int, ...], live: Live, shim: Path | None, undisturbed: Story,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Each at every moment, at passages of those that come so often."""
+    if shim is None and fault not in (Fault.RAISE, Fault.ENOSPC, Fault.EIO):
+        pytest.skip("there is no C compiler here to make the library that does this")
+    struck = 0
+    for point in POINTS:
+        for passage in passages if point not in NEVER_PASSED else ():
+            with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
+                root, mark = Path(folder) / "state", Path(folder) / "struck"
+                root.mkdir()
+                assert live(root, f"{point}:{passage}={fault}", str(mark)) in (0, 1), (point, passage)
+                if not mark.exists():
+                    continue                                        # this moment does not come that often in this life
+                struck += 1
+                check_invariants(root)
+                assert live(root) == 0, (point, passage)
+                check_invariants(root)
+                assert story(root) == undisturbed, (point, passage)
+    assert struck >= len(POINTS) - len(NEVER_PASSED)
+    record_property("figures", {"faults": struck, "kind": str(fault)})
 
 
 def check_invariants(root: Path) -> None:
