@@ -67,12 +67,25 @@ def status_report(config: Path | None, as_json: bool) -> int:
         "releases": counts["releases"],
         "rows": counts["rows"],
         "budgets_left": answer.get("budgets_left", {}),
+        "warnings": _warnings(places),
     }
     if as_json:
         out(body)
     else:
         sys.stdout.write(_status_in_words(places, body))
     return _status_code(body["state"])
+
+
+def _warnings(places: Places) -> list[str]:
+    """What is past a warning level. A bounds file that cannot be read is not this command's to tell."""
+    from daemon.standing import readings_now
+    from safety.bounds import BoundsError, load_bounds
+
+    try:
+        bounds = load_bounds(places.bounds)
+        return bounds.warnings(readings_now(places, bounds)) if bounds.warn else []
+    except (BoundsError, StateError):
+        return []
 
 
 def _nested(cycles: Sequence[Cycle]) -> list[JsonObject]:
@@ -116,6 +129,7 @@ def _status_in_words(places: Places, body: JsonObject) -> str:
     if body["releases"]:
         lines.append("releases     " + ", ".join(f"{count} {verdict}" for verdict, count in body["releases"].items()))
     lines += [f"left today   {name}: {left:g}" for name, left in body["budgets_left"].items()]
+    lines += [f"warning      {line}" for line in body["warnings"]]
     return "\n".join(lines) + "\n"
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from daemon.energy import EnergyMeter
 from daemon.pool import Pool, Worker
 from daemon.scratch import discard, open_again, sweep, went_on
 from daemon.wire import Closed
@@ -56,7 +57,7 @@ class LocalRunner:
         self, registry: Registry, jobbook: JobBook, *, folder: Path, workers: int = 1, device: str = "cpu",
         threads: int = 1, code: str = "", stopping: Callable[[], bool] = lambda: False, grace_seconds: float = 3.0,
         on_progress: Callable[[str, float, str], None] = ignore_progress, table: Path | None = None,
-        unit: Path | None = None,
+        unit: Path | None = None, energy: EnergyMeter | None = None,
     ) -> None:
         self.registry = registry
         self.jobbook = jobbook
@@ -71,6 +72,7 @@ class LocalRunner:
         self.last_moved = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._pool = Pool(self.folder, threads, code, table, unit)
+        self._energy = energy or EnergyMeter(device)
         self._places = threading.BoundedSemaphore(workers)
         self._changed = threading.Condition()
         self._running: dict[str, JsonObject] = {}
@@ -78,6 +80,7 @@ class LocalRunner:
     def start(self) -> None:
         """Throw old scratch away and begin to start the nursery, without waiting for it."""
         sweep(self.folder, lambda digest: self.jobbook.result(digest) is not None)
+        self._energy.start()
         self._pool.nursery()
 
     def wait_ready(self, timeout_seconds: float = START_SECONDS) -> bool:
@@ -90,6 +93,7 @@ class LocalRunner:
 
     def close(self) -> None:
         """End the nursery and every worker. A runner that is closed runs nothing more."""
+        self._energy.close()
         self._pool.close()
 
     def __enter__(self) -> Self:
@@ -112,7 +116,7 @@ class LocalRunner:
             if went_on(scratch):
                 self.jobbook.saved()
             try:
-                with self._place():
+                with self._place(), self._energy.job():
                     told, seconds = self._carry_out(spec, scratch, inputs, timeout_seconds)
                 result = self._keep(spec, told, seconds)
             except (JobFailed, StateError):
@@ -326,7 +330,8 @@ class LocalRunner:
         return result
 
     def _cost(self, seconds: float, items: int = 0, tokens: int = 0) -> Cost:
-        return Cost(seconds, seconds if self.device.startswith("cuda") else 0.0, items, tokens)
+        gpu_seconds = seconds if self.device.startswith("cuda") else 0.0
+        return Cost(seconds, gpu_seconds, items, tokens, self._energy.joules())
 
 
 def artefact_kind(output: str) -> str:

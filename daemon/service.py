@@ -43,6 +43,7 @@ class Service:
         self.notifier = notifier or Notifier()
         self.beat = time.monotonic()
         self.paused_by: str | None = None
+        self.warned: frozenset[str] = frozenset()           # the bounds past whose warning level we are
         self.workers = works.settings.service.workers
         self.one_by_one = works.ledger.was_cut_short()      # so that what took the daemon down is found
         self.scheduler = BackgroundScheduler(
@@ -164,6 +165,14 @@ class Service:
         if alive and self.works.database.responds():
             self.notifier.watchdog()
         self.notifier.status(self._state())
+        self._warn()
+
+    def _warn(self) -> None:
+        """A line of the log for each bound that has come past its warning level since the last look."""
+        lines = {line.partition(":")[0]: line for line in self.works.warnings()}
+        for name in sorted(lines.keys() - self.warned):
+            self.log.warning("warned", warning=lines[name])
+        self.warned = frozenset(lines)
 
     def answer(self, request: JsonObject) -> JsonObject:
         """One request of the control socket. Raises UserError for what cannot be done."""

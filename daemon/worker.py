@@ -40,6 +40,7 @@ JOBS: Final[Mapping[str, str]] = {
     "gate": "safety.yardstick.gating:gate",
     "seal": "safety.yardstick.sealed:seal_tasks",
     "measure": "safety.drift:measure",
+    "serve": "safety.serving:serve",
 }
 """Which function does which kind of job: "module:function"."""
 

@@ -324,6 +324,10 @@ class Bounds:
         """
         return admission.accept(self, facts) or (admission.within(limits, drift or {}, name) if limits else None)
 
+    def drifted(self, drift: JsonObject, limits: DriftBounds, name: str) -> Refusal | None:
+        """The first of the drift limits called `name` that a measured drift breaks, or None."""
+        return admission.within(limits, drift, name)
+
     def to_json(self) -> JsonObject:
         return asdict(self)
 

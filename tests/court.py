@@ -24,6 +24,15 @@ TASKS = (
     TaskSpec("naming", "guard", {"kind": "jsonl", "path": "unused"}, guard_items=300),
 )
 
+FACTS: dict[str, object] = {
+    "parameters": 10, "layers": 1, "dtypes": ["float32"], "file_gib": 0.1, "non_finite": 0, "vocabulary": 8,
+    "hidden": 4, "intermediate": 8, "model_type": "llama", "loads_code": [],
+}
+SERVED = {
+    "latency_ratio": 1.0, "speed_ratio": 1.0, "memory_ratio": 1.0, "latency_ms": 2.0, "tokens_per_second": 900.0,
+    "memory_gib": 0.1,
+}
+
 
 @dataclass
 class InlineRunner:
@@ -115,14 +124,19 @@ def write_lines(file: Path, pairs: Iterable[tuple[str, str]], of: Callable[[str,
 
 
 def canned(
-    decision: str = "release", kl: float = 0.1, noise: float = 0.0, non_finite: int = 0
+    decision: str = "release", kl: float = 0.1, noise: float = 0.0, non_finite: int = 0, moved: float = 0.2,
+    calibration: float = 0.1, serving: Mapping[str, float] | None = None,
 ) -> dict[str, JobFunction]:
     """Job functions that answer as told, without any model: for what release does with the answers."""
     from safety.gate import Rules, decide
 
     def measure(spec: JobSpec, desk: Desk) -> Produced:
-        facts = {"parameters": 10, "layers": 1, "dtypes": ["float32"], "file_gib": 0.1, "non_finite": non_finite}
-        return Produced({"model": facts, "drift": {"kl_mean": kl}})
+        drift = {"kl_mean": kl, "relative_frobenius": moved}
+        found = {"model": {**FACTS, "non_finite": non_finite}, "drift": drift}
+        return Produced(found | {"calibration": {"error": calibration, "tokens": 100}})
+
+    def serve(spec: JobSpec, desk: Desk) -> Produced:
+        return Produced({**SERVED, **(serving or {})})
 
     def gate(spec: JobSpec, desk: Desk) -> Produced:
         if spec.params.get("aa"):
@@ -140,7 +154,7 @@ def canned(
         (desk.folder / "scores.json").write_text(json.dumps({"targets": targets, "guards": guards}))
         return Produced({**rules.to_json(), **found.to_json()}, {"scores": desk.folder / "scores.json"}, items=400)
 
-    return {"measure": measure, "gate": gate}
+    return {"measure": measure, "gate": gate, "serve": serve}
 
 
 def canned_court(root: Path, **answers: object) -> Court:
