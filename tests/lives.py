@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("daemon", "loops", "safety", "state")
 LIMIT_SECONDS = 240.0
+MEASURED = ("budget", "serving")                     # evidence that depends on how fast the machine is
 UNTOLD = ("time", "hash", "prev", "cost")          # fields of a row that no two runs share
 
 Row = dict[str, Any]
@@ -260,7 +261,7 @@ class Life:
         rows = []
         for row in self.rows():
             told = {name: value for name, value in row.items() if name not in UNTOLD}
-            told["evidence"] = {name: value for name, value in told["evidence"].items() if name != "budget"} | {
+            told["evidence"] = {name: value for name, value in told["evidence"].items() if name not in MEASURED} | {
                 f"budget.{name}": value
                 for name, value in told["evidence"].get("budget", {}).items() if name != "seconds"
             }
