@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.control import NotRunning, ask
-from daemon.places import Places, find_config, read_places
+from daemon.places import Places, find_config, read_places, read_toml
 from daemon.words import change_in_words, differences, model_name, row_in_words, story
 from state.errors import StateError, UserError
 from state.reading import Reading
@@ -78,13 +78,15 @@ def status_report(config: Path | None, as_json: bool) -> int:
 
 def _warnings(places: Places) -> list[str]:
     """What is past a warning level. A bounds file that cannot be read is not this command's to tell."""
-    from daemon.standing import readings_now
-    from safety.bounds import BoundsError, load_bounds
-
     try:
+        if not read_toml(places.bounds).get("warn"):        # nothing heavier is imported where there is no level
+            return []
+        from daemon.standing import readings_now
+        from safety.bounds import load_bounds
+
         bounds = load_bounds(places.bounds)
-        return bounds.warnings(readings_now(places, bounds)) if bounds.warn else []
-    except (BoundsError, StateError):
+        return bounds.warnings(readings_now(places, bounds))
+    except UserError:
         return []
 
 

@@ -73,7 +73,7 @@ def _of_ledger(reading: Reading) -> JsonObject:
     now = datetime.now(UTC)
     found: JsonObject = {}
     release = last_release(reading)
-    if release is not None:
+    if release is not None and isinstance(release.evidence, dict):
         found |= of_release(release.evidence)
         ended = datetime.fromisoformat(release.time)
         ended = ended if ended.tzinfo else ended.replace(tzinfo=UTC)

@@ -42,21 +42,34 @@ def step_of(change: JsonObject, incumbent: JsonObject | None) -> float | None:
 
     They can where both merge the same parents over the same base by the same operator, and either both divide the
     layers alike or one has a single group, which then stands for all. A gene is compared with the gene that acts on
-    the same parent, layers and module.
+    the same parent, layers and module. Never raises: what is no table of numbers cannot be compared.
     """
     alike = ("kind", "operator", "base", "parents")
     if incumbent is None or change.get("kind") != "merge" or any(change.get(k) != incumbent.get(k) for k in alike):
         return None
-    key = "t" if change.get("operator") == "slerp" else "weights"
-    mine, theirs = ([body[key]] if key == "t" else body[key] for body in (change, incumbent))
-    steps = []
+    mine, theirs = _tables(change), _tables(incumbent)
+    if len(mine) != len(theirs):
+        return None
+    steps = [0.0]
     for table, other in zip(mine, theirs, strict=True):
         groups = max(len(table), len(other))
         if {len(table), len(other)} - {1, groups}:
             return None
-        rows = zip(_spread(table, groups), _spread(other, groups), strict=True)
-        steps += [abs(a - b) for row, was in rows for a, b in zip(row, was, strict=True)]
-    return max(steps, default=0.0)
+        for row, was in zip(_spread(table, groups), _spread(other, groups), strict=True):
+            if len(row) != len(was):
+                return None
+            steps += [abs(gene - before) for gene, before in zip(row, was, strict=True)]
+    return max(steps)
+
+
+def _tables(change: JsonObject) -> list[list[list[float]]]:
+    """The genes of a merge: one table of groups and modules for each parent, one in all for slerp. Empty if malformed."""
+    tables = [change.get("t")] if change.get("operator") == "slerp" else change.get("weights")
+    sound = isinstance(tables, list) and all(
+        isinstance(table, list) and all(isinstance(row, list) and all(map(_is_number, row)) for row in table)
+        for table in tables
+    )
+    return tables if sound and isinstance(tables, list) else []
 
 
 def _spread(table: list[list[float]], groups: int) -> list[list[float]]:

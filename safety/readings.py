@@ -29,7 +29,7 @@ def of_model(facts: JsonObject) -> JsonObject:
 
 
 def of_change(change: Any, step: float | None = None) -> JsonObject:
-    """From a candidate's change. `step` is its largest step from the incumbent, where that is known."""
+    """From a candidate's change, of whatever form. `step` is its largest step from the incumbent, where it is known."""
     if not isinstance(change, dict):
         return {}
     found: JsonObject = {}
@@ -38,8 +38,9 @@ def of_change(change: Any, step: float | None = None) -> JsonObject:
         found |= {"search.min_weight": min(weights), "search.max_weight": max(weights)}
     if isinstance(change.get("parents"), list):
         found["search.max_parents"] = len(change["parents"])
-    if "operator" in change or change.get("kind") in ("crossover", "keep"):
-        found["search.operators"] = [change.get("operator", change["kind"])]
+    operator = change.get("operator") if change.get("kind") == "merge" else change.get("kind")
+    if operator in ("crossover", "keep") or change.get("kind") == "merge":
+        found["search.operators"] = [operator]
     if step is not None:
         found["search.largest_step"] = step
     return found | _of_recipe(change.get("recipe")) | _of_shaping(change.get("shaping"))
@@ -73,11 +74,11 @@ def _of_recipe(recipe: Any) -> JsonObject:
         return {}
     found: JsonObject = {"pipeline.stages": [recipe.get("stage")]}
     for key, name in (("learning_rate", "learning_rate"), ("steps", "steps"), ("batch", "batch")):
-        value = recipe.get(key)
+        value, group = recipe.get(key), recipe.get("group", 1)
         if not isinstance(value, (int, float)):
             continue
-        if name == "batch" and recipe.get("stage") == "grpo":
-            value *= recipe.get("group", 1)
+        if name == "batch" and recipe.get("stage") == "grpo" and isinstance(group, (int, float)):
+            value *= group
         found[f"pipeline.max_{name}"] = value
         if name == "learning_rate":
             found["pipeline.min_learning_rate"] = value
@@ -91,7 +92,8 @@ def _of_recipe(recipe: Any) -> JsonObject:
 def _of_shaping(shaping: Any) -> JsonObject:
     if not isinstance(shaping, dict):
         return {}
-    paid = [name for name, weight in (shaping.get("weights") or {}).items() if weight]
+    weights = shaping.get("weights")
+    paid = [name for name, weight in weights.items() if weight] if isinstance(weights, dict) else []
     return {"reward.max_strength": shaping.get("strength"), "reward.features": paid}
 
 

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safety.admission import step_of
 from safety.bounds import DEFAULT_TOML, Bounds, load_bounds, loosened, tightened
 from safety.limits import Limit, Looser, limits_of
+from safety.readings import of_change
+from state.records import Candidate, LoopName
 
 LIMITS = {name: (value, about) for name, value, about in limits_of(Bounds())}
 NUMBERS = [name for name, (value, _) in LIMITS.items() if type(value) in (int, float)]
@@ -146,3 +149,49 @@ def test_every_key_says_what_it_does_when_it_is_met(name: str) -> None:
     words = ("refuses", "holds", "pauses", "stops", "kills", "rolls back", "lets what passed wait")
     assert about.action.startswith(words)
     assert about.text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.sampled_from(("merge", "keep", "linear", "p")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("p", "rank")), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = ("kind", "operator", "base", "parents", "weights", "t", "density", "mix", "recipe", "shaping", "steps")
+PARTS = ("stage", "learning_rate", "steps", "batch", "group", "adapter", "weights", "strength")
+BODIES = st.dictionaries(st.sampled_from(PARTS), JSON | st.just("grpo"), max_size=5)
+CHANGES = st.dictionaries(st.sampled_from(KEYS), JSON | BODIES, max_size=8)
+
+
+@given(st.sampled_from(LoopName), CHANGES, CHANGES, st.booleans())
+def test_no_change_however_odd_raises_where_it_is_looked_at(
+    loop: LoopName, change: dict[str, Any], incumbent: dict[str, Any], same: bool
+) -> None:
+    genes = {key: incumbent[key] for key in ("weights", "t") if key in incumbent}
+    came_from = {**change, **genes} if same else incumbent
+    step = step_of(change, came_from)
+    assert step is None or step >= 0.0
+    Bounds(warn={"search.max_weight": 1.0, "pipeline.max_batch": 1.0}).warnings(of_change(change, step))
+    Bounds().admit(Candidate(loop, change, "b", "i"), came_from)
+
+
+GENES = st.floats(0.0, 2.5)
+
+
+@given(st.integers(1, 3), st.integers(1, 2), st.data())
+def test_the_step_between_two_merges_is_the_same_both_ways_and_none_to_itself(
+    groups: int, parents: int, data: st.DataObject
+) -> None:
+    def merge(count: int) -> dict[str, Any]:
+        table = st.lists(st.lists(GENES, min_size=3, max_size=3), min_size=count, max_size=count)
+        weights = data.draw(st.lists(table, min_size=parents, max_size=parents))
+        return {"kind": "merge", "operator": "linear", "base": "b", "parents": ["p"] * parents, "weights": weights}
+
+    one, other, coarse = merge(groups), merge(groups), merge(1)
+    assert step_of(one, one) == 0.0
+    assert step_of(one, other) == step_of(other, one) == max(
+        abs(a - b) for t, u in zip(one["weights"], other["weights"], strict=True)
+        for row, was in zip(t, u, strict=True) for a, b in zip(row, was, strict=True))
+    spread = {**coarse, "weights": [table * groups for table in coarse["weights"]]}
+    assert step_of(one, coarse) == step_of(one, spread) == step_of(coarse, one)
+    assert step_of(one, {**other, "operator": "ties"}) is None
+    assert step_of(one, None) is None
