@@ -63,7 +63,7 @@ def step_of(change: JsonObject, incumbent: JsonObject | None) -> float | None:
 
 
 def _tables(change: JsonObject) -> list[list[list[float]]]:
-    """The genes of a merge: one table of groups and modules for each parent, one in all for slerp; none if malformed."""
+    """The genes of a merge: a table of groups and modules for each parent, one in all for slerp; none if malformed."""
     tables = [change.get("t")] if change.get("operator") == "slerp" else change.get("weights")
     sound = isinstance(tables, list) and all(
         isinstance(table, list) and all(isinstance(row, list) and all(map(_is_number, row)) for row in table)
