@@ -12,6 +12,7 @@ joule once. What it used with no job in hand belongs to none. Standard library o
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -171,6 +172,15 @@ class EnergyMeter:
             self._gaps += 1
         else:
             self._share += used / self._jobs
+
+
+def energy_in_words(device: str) -> str:
+    """What of the host's energy can be read by this user, for `kaizend check`. Asks no driver."""
+    counted = "are counted" if Processors().readable else "cannot be read"
+    if not device.startswith("cuda"):
+        return f"processor packages {counted}"
+    found = "by nvidia-smi" if shutil.which(SMI[0]) else "cannot be read: there is no nvidia-smi, so energy is unknown"
+    return f"processor packages {counted}; GPUs {found}"
 
 
 def _which(device: str) -> tuple[str, ...]:
