@@ -21,7 +21,7 @@ from safety.yardstick.scoring import Scored, encode_items, load_model, pad_id
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
 
-ROUNDS = 7
+ROUNDS = 5
 TOKENS = 4          # of each answer
 TOGETHER = 8        # prompts that are answered at once; the first of them alone as well
 
