@@ -86,7 +86,7 @@ def test_releases_stay_stopped_until_the_operator_resumes_and_nothing_else_count
 
 def tampering(court: Court) -> object:
     def gate(spec: JobSpec, desk: Desk) -> Produced:
-        court.bounds = Bounds.from_json({"gate": {"alpha": 0.4}})
+        court.bounds = Bounds.from_json({**court.bounds.to_json(), "gate": {"alpha": 0.4}})
         return canned()["gate"](spec, desk)
     return gate
 
