@@ -60,7 +60,7 @@ def audit_file(file: Path, key: Path | None, heads: Path | None, as_json: bool) 
     trust = Trust.of((named_key(key), str(key)) if key else (exported.key, "the export itself"), heads)
     chain = check_rows(exported.rows())
     check, signatures = check_signatures(exported.rows(), exported.heads, trust)
-    deciding = [row for row in exported.rows() if row["event"] in (Event.NOMINATED, Event.RELEASE)]
+    deciding = [row for row in exported.rows() if row["event"] in AUDITED]
     decisions = [] if chain else audit_releases(deciding, exported.scores_of)
     body: JsonObject = {
         "rows": exported.head[0], "head": exported.head[1], "decisions": 0 if chain else _recomputable(deciding),

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from daemon.energy import energy_in_words
 from daemon.genesis import model_folders
 from daemon.places import find_config, read_places
 from daemon.reports import out
@@ -162,6 +163,7 @@ def _host(settings: Settings, state: Path, bounds: Bounds) -> Iterator[Finding]:
     existing = next(folder for folder in (state, *state.parents) if folder.exists())
     free, needed = shutil.disk_usage(existing).free / 2**30, bounds.resources.min_disk_free_gib
     yield "disk", free >= needed, f"{free:.1f} GiB free for {state}, {needed:g} must remain"
+    yield "energy", True, energy_in_words(device_of(settings))
     yield "device", True, f"{device_of(settings)}, {settings.service.workers} workers of {settings.threads} threads"
 
 

@@ -203,8 +203,8 @@ def reject(row: Waiting, reason: Reason, config: Config = None, as_json: AsJson 
 
 @bounds_app.command("show", epilog=example("kaizend bounds show"))
 def bounds_show(config: Config = None, as_json: AsJson = False) -> None:
-    """Every bound of bounds.toml, and what it does when it is met."""
-    from daemon.operate import show_bounds
+    """Every bound: its limit, what it is now, what is left, its warning level and what it does when it is met."""
+    from daemon.showing import show_bounds
 
     show_bounds(config, as_json)
 
@@ -213,11 +213,12 @@ def bounds_show(config: Config = None, as_json: AsJson = False) -> None:
 def bounds_check(
     file: Annotated[Path | None, typer.Argument(help="A bounds file; default: the one in force.")] = None,
     config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Is a bounds file valid, and what would change?"""
-    from daemon.operate import check_bounds
+    """Is a bounds file valid, what would it change, and what of what is in force would it refuse?"""
+    from daemon.showing import check_bounds
 
-    check_bounds(config, file)
+    check_bounds(config, file, as_json)
 
 
 @bounds_app.command("loosen", epilog=example('kaizend bounds loosen --reason "bigger models from now on"'))

@@ -43,6 +43,8 @@ def log_row(log: Log, row: Row) -> None:
     """One line of the log for a row of the ledger; openings are left to the ledger."""
     if row.event == Event.OPENED:
         return
+    for warning in row.evidence.get("warnings", []):
+        log.warning("warned", row=row.id, warning=warning)
     log.info(
         row.event, row=row.id, loop=row.loop, cycle=row.cycle, parent=row.parent, verdict=row.verdict,
         reason=row.reason, hash=row.hash,

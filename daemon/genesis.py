@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daemon.settings import Settings
+from safety.admission import admit_input
 from safety.bounds import Bounds
 from safety.preflight import preflight
 from safety.yardstick.items import TaskSpec
@@ -144,7 +145,9 @@ def _models(
     kept: dict[Path, str] = {}
     for folder in dict.fromkeys(folders.values()):
         digest = registry.add_copy(folder, "model")
-        refusal = bounds.accept(_run(runner, JobSpec("measure", {"result": digest}, {}, 0, code)).values["model"])
+        refusal = admit_input(bounds, digest) or bounds.accept(
+            _run(runner, JobSpec("measure", {"result": digest}, {}, 0, code)).values["model"]
+        )
         if refusal:
             registry.remove(digest)
             raise UserError(f"{folder}: {refusal}")

@@ -1,4 +1,4 @@
-"""What an operator does: pause, resume, drain, roll back, look at and loosen bounds, export a model.
+"""What an operator does: pause, resume, drain, roll back, loosen bounds, export a model.
 
 A command goes to the running daemon by its socket; where none is running, what can be done without it is done here,
 under the same lock. No torch, no network.
@@ -17,7 +17,7 @@ from daemon.control import NotRunning, ask
 from daemon.places import Places
 from daemon.reports import ancestry, artefact_path, digest_named, out, places_of
 from daemon.words import model_name
-from safety.bounds import headroom, load_bounds, loosened
+from safety.bounds import load_bounds, loosened
 from safety.preflight import licence_of
 from state.errors import UserError
 from state.reading import Reading
@@ -111,38 +111,6 @@ def _settle_alone(places: Places, number: int, reason: str, approved: bool) -> J
     return _alone(places, "nothing waits for approval", lambda ledger, registry: settle(
         ledger, registry, BoundsInForce(places.bounds, ledger)(), number, reason, approved=approved
     ))
-
-
-def show_bounds(config: Path | None, as_json: bool) -> None:
-    """Every bound with its limit and what it does."""
-    bounds = load_bounds(places_of(config).bounds)
-    rows = headroom(bounds)
-    if as_json:
-        out({name: {"limit": value, "action": action} for name, value, action in rows})
-        return
-    width = max(len(name) for name, _, _ in rows)
-    for name, value, action in rows:
-        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        print_line(f"{name:<{width}}  {shown:<24}  {action}")
-
-
-def check_bounds(config: Path | None, file: Path | None) -> None:
-    """Read a bounds file, and say what it would loosen compared with the bounds in the ledger."""
-    places = places_of(config)
-    fresh = load_bounds(file or places.bounds)
-    looser: list[str] = []
-    if places.database.is_file():
-        from safety.bounds import Bounds
-
-        with Reading(places.database) as reading:
-            rows = reading.rows(limit=1, events=[str(Event.BOUNDS)])
-        if rows:
-            looser = loosened(Bounds.from_json(rows[-1].change["after"]), fresh)
-    print_line(f"{file or places.bounds}: valid")
-    for line in looser:
-        print_line(f"looser than the ledger's last bounds: {line}")
-    if looser:
-        print_line("the daemon starts with it only after `kaizend bounds loosen --reason ...`")
 
 
 def loosen_bounds(config: Path | None, reason: str) -> None:

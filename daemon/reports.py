@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.control import NotRunning, ask
-from daemon.places import Places, find_config, read_places
+from daemon.places import Places, find_config, read_places, read_toml
 from daemon.words import change_in_words, differences, model_name, row_in_words, story
 from safety.pending import under_watch, waiting
 from state.errors import StateError, UserError
@@ -74,6 +74,7 @@ def status_report(config: Path | None, as_json: bool) -> int:
         "releases": counts["releases"],
         "rows": counts["rows"],
         "budgets_left": answer.get("budgets_left", {}),
+        "warnings": _warnings(places),
     }
     if as_json:
         out(body)
@@ -94,6 +95,20 @@ def _watched(reading: Reading) -> Row | None:
     releases = reading.rows(limit=RECENT, verdict=str(Verdict.PROMOTED), events=[str(Event.RELEASE)])
     ends = [str(Event.WATCHED), str(Event.ROLLBACK)]
     return under_watch(releases, reading.rows(limit=MOST_ENDS, after=releases[0].id, events=ends)) if releases else None
+
+
+def _warnings(places: Places) -> list[str]:
+    """What is past a warning level. A bounds file that cannot be read is not this command's to tell."""
+    try:
+        if not read_toml(places.bounds).get("warn"):        # nothing heavier is imported where there is no level
+            return []
+        from daemon.standing import readings_now
+        from safety.bounds import load_bounds
+
+        bounds = load_bounds(places.bounds)
+        return bounds.warnings(readings_now(places, bounds))
+    except UserError:
+        return []
 
 
 def _nested(cycles: Sequence[Cycle]) -> list[JsonObject]:
@@ -142,6 +157,7 @@ def _status_in_words(places: Places, body: JsonObject) -> str:
     if body["releases"]:
         lines.append("releases     " + ", ".join(f"{count} {verdict}" for verdict, count in body["releases"].items()))
     lines += [f"left today   {name}: {left:g}" for name, left in body["budgets_left"].items()]
+    lines += [f"warning      {line}" for line in body["warnings"]]
     return "\n".join(lines) + "\n"
 
 

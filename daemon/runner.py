@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from daemon.energy import EnergyMeter
 from daemon.meter import Meter, group_of
 from daemon.pool import Nursery, Pool, Worker
 from daemon.rooms import Room, reclaim
@@ -72,7 +73,7 @@ class LocalRunner:
         self, registry: Registry, jobbook: JobBook, *, folder: Path, workers: int = 1, device: str = "cpu",
         threads: int = 1, code: str = "", stopping: Callable[[], bool] = lambda: False, grace_seconds: float = 3.0,
         on_progress: Callable[[str, float, str], None] = ignore_progress, table: Path | None = None,
-        unit: Path | None = None, bounds: Callable[[], Bounds] = Bounds,
+        unit: Path | None = None, bounds: Callable[[], Bounds] = Bounds, energy: EnergyMeter | None = None,
     ) -> None:
         self.registry = registry
         self.jobbook = jobbook
@@ -89,6 +90,7 @@ class LocalRunner:
         self.folder.mkdir(parents=True, exist_ok=True)
         reclaim(self.folder)
         self._pool = Pool(self.folder, threads, code, table, unit)
+        self._energy = energy or EnergyMeter(device)
         self._places = threading.BoundedSemaphore(workers)
         self._changed = threading.Condition()
         self._running: dict[str, JsonObject] = {}
@@ -97,6 +99,7 @@ class LocalRunner:
     def start(self) -> None:
         """Throw old scratch away and begin to start the nursery, without waiting for it."""
         sweep(self.folder, lambda digest: self.jobbook.result(digest) is not None)
+        self._energy.start()
         self._pool.nursery()
 
     def wait_ready(self, timeout_seconds: float = START_SECONDS) -> bool:
@@ -109,6 +112,7 @@ class LocalRunner:
 
     def close(self) -> None:
         """End the nursery and every worker. A runner that is closed runs nothing more."""
+        self._energy.close()
         self._pool.close()
 
     def __enter__(self) -> Self:
@@ -131,7 +135,7 @@ class LocalRunner:
                 open_again(scratch)
                 if went_on(scratch):
                     self.jobbook.saved()
-                with self._place():
+                with self._place(), self._energy.job():
                     told, seconds = self._carry_out(spec, scratch, inputs, timeout_seconds)
                 result = self._keep(spec, told, seconds)
             except HostError:                                   # the job goes on from what it saved, once it can
@@ -402,7 +406,8 @@ class LocalRunner:
         return result
 
     def _cost(self, seconds: float, items: int = 0, tokens: int = 0) -> Cost:
-        return Cost(seconds, seconds if self.device.startswith("cuda") else 0.0, items, tokens)
+        gpu_seconds = seconds if self.device.startswith("cuda") else 0.0
+        return Cost(seconds, gpu_seconds, items, tokens, self._energy.joules())
 
 
 def end(worker: Worker, scratch: Path) -> None:

@@ -49,6 +49,7 @@ class Service:
         self.beat = time.monotonic()
         self.time_of_day = time.time()
         self.paused_by: str | None = None
+        self.warned: frozenset[str] = frozenset()           # the bounds past whose warning level we are
         self.workers = works.settings.service.workers
         self.one_by_one = works.ledger.was_cut_short()      # so that what took the daemon down is found
         self.scheduler = BackgroundScheduler(
@@ -187,8 +188,16 @@ class Service:
             self.notifier.watchdog()
         try:
             self.notifier.status(self._state())
+            self._warn()
         except (UserError, OSError) as error:                       # the main thread meets it as well, and ends
             self.log.warning("state unknown", reason=str(error))
+
+    def _warn(self) -> None:
+        """A line of the log for each bound that has come past its warning level since the last look."""
+        lines = {line.partition(":")[0]: line for line in self.works.warnings()}
+        for name in sorted(lines.keys() - self.warned):
+            self.log.warning("warned", warning=lines[name])
+        self.warned = frozenset(lines)
 
     def answer(self, request: JsonObject) -> JsonObject:
         """One request of the control socket. Raises UserError for what cannot be done."""

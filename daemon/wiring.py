@@ -17,13 +17,15 @@ from daemon.lock import Lock
 from daemon.places import Places
 from daemon.runner import LocalRunner
 from daemon.settings import Settings
+from daemon.standing import readings_now
 from loops.architecture.loop import ArchitectureLoop
 from loops.cycle import House
 from loops.loop import Loop
 from loops.pipeline.loop import PipelineLoop
 from loops.reward.loop import RewardLoop, frozen, rearm
 from safety.bounds import load_bounds
-from safety.breaker import Breaker, Signs
+from safety.breaker import JOULES_PER_KWH, Breaker, Signs
+from safety.protected import stopped
 from safety.release import ReleaseDesk, Seals
 from safety.sandbox import Limits, require
 from state.code import code_version
@@ -72,13 +74,18 @@ class Works:
     def status(self) -> JsonObject:
         """What only the running daemon knows: jobs in flight, budgets left today."""
         spent, resources = self.spent_today(), self.bounds().resources
-        return {
-            "jobs": self.runner.in_flight(),
-            "budgets_left": {
-                "seconds": max(0.0, resources.seconds_per_day - spent.seconds),
-                "gpu_hours": max(0.0, resources.gpu_hours_per_day - spent.gpu_seconds / 3600),
-            },
+        left = {
+            "seconds": max(0.0, resources.seconds_per_day - spent.seconds),
+            "gpu_hours": max(0.0, resources.gpu_hours_per_day - spent.gpu_seconds / 3600),
         }
+        if spent.joules is not None:
+            left["energy_kwh"] = max(0.0, resources.energy_kwh_per_day - spent.joules / JOULES_PER_KWH)
+        return {"jobs": self.runner.in_flight(), "budgets_left": left}
+
+    def warnings(self) -> list[str]:
+        """What of the ledger, the day's spending and the host is past a warning level now."""
+        bounds = self.bounds()
+        return bounds.warnings(readings_now(self.places, bounds)) if bounds.warn else []
 
     def spent_today(self) -> Cost:
         return self.jobbook.spent_since(datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
@@ -94,6 +101,8 @@ class Works:
             rollbacks_this_week=self.rollbacks_since(datetime.now(UTC) - timedelta(days=7), seen.id if seen else 0),
             seconds_today=spent.seconds,
             gpu_hours_today=spent.gpu_seconds / 3600,
+            joules_today=spent.joules,
+            tampered=stopped(self.ledger),
         ))
 
     def rollbacks_since(self, moment: datetime, after: int) -> int:

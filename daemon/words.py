@@ -62,14 +62,20 @@ def story(row: Row, rows: Sequence[Row], inside: Sequence[JsonObject]) -> str:
         if each.event != "closed" or len(rows) == 1:
             lines += [f"  change.{key} = {value}" for key, value in flat(each.change)]
         lines += [f"  {key} = {value}" for key, value in flat(each.evidence)]
-        lines += [f"  cost: {each.cost.get('seconds', 0):.1f} s, {each.cost.get('items', 0)} items, "
-                  f"{each.cost.get('tokens', 0)} tokens"] if isinstance(each.cost, dict) and each.cost else []
+        lines += [cost_in_words(each.cost)] if isinstance(each.cost, dict) and each.cost else []
         lines.append(f"  hash {each.hash}")
     if inside:
         lines.append("\ncycles inside")
         lines += [f"  {child['id']:>6}  {child.get('loop', ''):<9} {child.get('verdict') or 'open':<10} "
                   f"{change_in_words(child.get('change', {}))}: {child.get('reason', '')}" for child in inside]
     return "\n".join(lines) + "\n"
+
+
+def cost_in_words(cost: JsonObject) -> str:
+    """What it cost, energy where it is known."""
+    energy = f", {cost['joules'] / 1000:.3g} kJ" if cost.get("joules") is not None else ""
+    counts = f"{cost.get('items', 0)} items, {cost.get('tokens', 0)} tokens"
+    return f"  cost: {cost.get('seconds', 0):.1f} s, {counts}{energy}"
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -46,6 +46,7 @@ JOBS: Final[Mapping[str, str]] = {
     "deal": "safety.yardstick.fresh:deal",
     "seal": "safety.yardstick.sealed:seal_tasks",
     "measure": "safety.drift:measure",
+    "serve": "safety.serving:serve",
 }
 """Which function does which kind of job: "module:function"."""
 

@@ -14,8 +14,10 @@ from itertools import count
 from typing import TypeVar
 
 from loops.loop import Bench, Loop
-from safety.bounds import Bounds
+from safety.admission import step_of
+from safety.bounds import Bounds, Refusal
 from safety.inspection import inspect_model
+from safety.readings import of_change
 from state.errors import HostError
 from state.jobs import JobFailed, Runner
 from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
@@ -50,8 +52,9 @@ def run_cycle(
     cycle = propose_cycle(house, loop, parent, ordinal, base, incumbent, budget, around)
     rivals: tuple[str, ...] = ()                # what became working meanwhile, and so has to be beaten as well
     while cycle.outcome is None:
-        refusal = None if NOT_PROPOSED in cycle.candidate.change else house.bounds().admit(cycle.candidate)
+        refusal, warnings = admitted(house, cycle.candidate)
         outcome = refusal.outcome() if refusal else attempt(house, loop, cycle, (*around, ordinal), rivals)
+        outcome = outcome.with_warnings(warnings)
         with house.ledger.deciding:                             # an operator's act comes before this, or after
             rival = overtaking(house.ledger, cycle, outcome)
             if rival is None:
@@ -59,6 +62,15 @@ def run_cycle(
         rivals = (*rivals, rival)
         cycle = replace(cycle, candidate=replace(cycle.candidate, incumbent=rival))
     return cycle.outcome
+
+
+def admitted(house: House, candidate: Candidate) -> tuple[Refusal | None, list[str]]:
+    """The bound that refuses the candidate before anything is run, or None, and what is past a warning level."""
+    if NOT_PROPOSED in candidate.change:
+        return None, []
+    bounds, came_from = house.bounds(), house.ledger.merge_of(candidate.incumbent)
+    readings = of_change(candidate.change, step_of(candidate.change, came_from))
+    return bounds.admit(candidate, came_from), bounds.warnings(readings)
 
 
 def propose_cycle(
@@ -105,8 +117,10 @@ def judged(house: House, loop: Loop, cycle: Cycle, bench: Bench) -> Outcome:
     outcome = loop.judge(candidate, loop.run(candidate, bench))
     if outcome.verdict is not Verdict.PROMOTED:
         return outcome
-    refusal = inspect_model(house.bounds(), bench.job, candidate.base, outcome.result)
-    return refusal.outcome() if refusal else outcome
+    refusal, readings = inspect_model(
+        house.bounds(), bench.job, candidate.base, outcome.result, candidate.change.get("kind")
+    )
+    return (refusal.outcome() if refusal else outcome).with_warnings(house.bounds().warnings(readings))
 
 
 def overtaking(ledger: Ledger, cycle: Cycle, outcome: Outcome) -> str | None:

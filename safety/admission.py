@@ -20,12 +20,60 @@ if TYPE_CHECKING:
 Findings = Iterator[Refusal | None]
 
 
-def admit(bounds: Bounds, candidate: Candidate) -> Refusal | None:
-    """The first bound that the candidate's change breaks, or None."""
+def admit(bounds: Bounds, candidate: Candidate, incumbent: JsonObject | None = None) -> Refusal | None:
+    """The first bound that the candidate's change breaks, or None. `incumbent` is the merge it came from, if known."""
     checks = {
         LoopName.ARCHITECTURE: _architecture, LoopName.PIPELINE: _pipeline, LoopName.REWARD: _reward,
     }[candidate.loop]
-    return _first(checks(bounds, candidate.change))
+    refusal = _first(checks(bounds, candidate.change))
+    step = step_of(candidate.change, incumbent) if refusal is None else None
+    return refusal if step is None else _between("search.largest_step", step, -math.inf, bounds.search.largest_step)
+
+
+def admit_input(bounds: Bounds, digest: str) -> Refusal | None:
+    """The refusal of a model that a life would begin with and that the bounds do not name; where they name none, None.
+    """
+    allowed = bounds.supply.parents
+    return _listed("supply.parents", digest, allowed) if allowed else None
+
+
+def step_of(change: JsonObject, incumbent: JsonObject | None) -> float | None:
+    """The largest change of one weight (or angle) from one merge to another; None where they cannot be compared.
+
+    They can where both merge the same parents over the same base by the same operator, and either both divide the
+    layers alike or one has a single group, which then stands for all. A gene is compared with the gene that acts on
+    the same parent, layers and module. Never raises: what is no table of numbers cannot be compared.
+    """
+    alike = ("kind", "operator", "base", "parents")
+    if incumbent is None or change.get("kind") != "merge" or any(change.get(k) != incumbent.get(k) for k in alike):
+        return None
+    mine, theirs = _tables(change), _tables(incumbent)
+    if len(mine) != len(theirs):
+        return None
+    steps = [0.0]
+    for table, other in zip(mine, theirs, strict=True):
+        groups = max(len(table), len(other))
+        if {len(table), len(other)} - {1, groups}:
+            return None
+        for row, was in zip(_spread(table, groups), _spread(other, groups), strict=True):
+            if len(row) != len(was):
+                return None
+            steps += [abs(gene - before) for gene, before in zip(row, was, strict=True)]
+    return max(steps)
+
+
+def _tables(change: JsonObject) -> list[list[list[float]]]:
+    """The genes of a merge: a table of groups and modules for each parent, one in all for slerp; none if malformed."""
+    tables = [change.get("t")] if change.get("operator") == "slerp" else change.get("weights")
+    sound = isinstance(tables, list) and all(
+        isinstance(table, list) and all(isinstance(row, list) and all(map(_is_number, row)) for row in table)
+        for table in tables
+    )
+    return tables if sound and isinstance(tables, list) else []
+
+
+def _spread(table: list[list[float]], groups: int) -> list[list[float]]:
+    return table * groups if len(table) == 1 else table
 
 
 def accept(bounds: Bounds, facts: JsonObject) -> Refusal | None:
@@ -128,6 +176,13 @@ def _model(bounds: Bounds, facts: JsonObject) -> Findings:
     yield _between("model.max_layers", facts.get("layers"), 0, limits.max_layers)
     yield _between("model.max_file_gib", facts.get("file_gib"), 0.0, limits.max_file_gib)
     yield from (_listed("model.dtypes", dtype, limits.dtypes) for dtype in facts.get("dtypes", [None]))
+    yield _between("model.max_vocabulary", facts.get("vocabulary"), 0, limits.max_vocabulary)
+    yield _between("model.max_hidden", facts.get("hidden"), 0, limits.max_hidden)
+    yield _between("model.max_intermediate", facts.get("intermediate"), 0, limits.max_intermediate)
+    yield _listed("model.architectures", facts.get("model_type"), limits.architectures)
+    yield Refusal("supply.remote_code", facts.get("loads_code"), False) if facts.get("loads_code") != [] else None
+    if limits.same_schema and facts.get("unlike"):
+        yield Refusal("model.same_schema", facts["unlike"], "the tensors that it had")
 
 
 def _first(findings: Iterable[Refusal | None]) -> Refusal | None:

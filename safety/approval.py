@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from safety import gate
+from safety import gate, protected
 from safety.bounds import Bounds, Refusal
 from safety.closing import Answer, close
 from safety.history import Nominations
@@ -41,14 +41,15 @@ def settle(
             raise ApprovalError("no nomination waits for approval")
         if number not in (passed.id, nomination_of(passed)):
             raise ApprovalError(f"row {number} does not wait for approval: row {passed.id} does")
-        objects = objection(ledger, passed, bounds) if approved else None
+        asked = _asked(nominations, passed)
+        objects = objection(ledger, registry, asked, passed, bounds) if approved else None
         verdict = Verdict.REFUSED if objects else Verdict.PROMOTED if approved else Verdict.REJECTED
         answer = Answer(
             verdict, f"{reason} (approved too late: {objects})" if objects else reason,
             {**passed.evidence, "passed": passed.id},
         )
         return close(
-            ledger, registry, _asked(nominations, passed), answer, bounds, actor=Actor.OPERATOR,
+            ledger, registry, asked, answer, bounds, actor=Actor.OPERATOR,
             change={"act": "approve" if approved else "reject", "passed": passed.id},
         )
 
@@ -57,9 +58,10 @@ def _asked(nominations: Nominations, passed: Row) -> Row:
     return next(row for row in nominations.asked if row.id == nomination_of(passed))
 
 
-def objection(ledger: Ledger, passed: Row, bounds: Bounds) -> str | None:
-    """Why what passed the gate must not be released any more: what moved, was latched or was tightened since."""
-    return stale(ledger, passed) or (str(refusal) if (refusal := _outgrown(passed.evidence, bounds)) else None)
+def objection(ledger: Ledger, registry: Registry, asked: Row, passed: Row, bounds: Bounds) -> str | None:
+    """Why what passed the gate must not be released any more: what moved, was latched, tightened or changed since."""
+    refusal = _outgrown(passed.evidence, bounds) or _tampered(asked, registry, bounds)
+    return stale(ledger, passed) or (str(refusal) if refusal else None)
 
 
 def stale(ledger: Ledger, row: Row) -> str | None:
@@ -94,13 +96,24 @@ def _outgrown(evidence: JsonObject, bounds: Bounds) -> Refusal | None:
         if tighter else None
 
 
+def _tampered(asked: Row, registry: Registry, bounds: Bounds) -> Refusal | None:
+    """What is protected and has changed since the nomination. Bounds may have been tightened: each was asked above."""
+    before = asked.evidence.get("protected")
+    if before is None:
+        return None
+    now = protected.digests(bounds, registry, {name: asked.evidence[name] for name in ("vault", "guard", "seal")})
+    return protected.change({**before, "bounds": now["bounds"]}, now)
+
+
 def withdraw(ledger: Ledger, registry: Registry, bounds: Bounds) -> Row | None:
     """Close the nomination that waits for the operator, where nothing the operator says could release it any more."""
     nominations = Nominations.of(ledger)
     passed = nominations.waiting
-    objects = passed and objection(ledger, passed, bounds)
-    if passed is None or not objects:
+    if passed is None:
         return None
     asked = _asked(nominations, passed)
+    objects = objection(ledger, registry, asked, passed, bounds)
+    if not objects:
+        return None
     answer = Answer(Verdict.REFUSED, f"it waited for approval, and {objects}", {**passed.evidence, "passed": passed.id})
     return close(ledger, registry, asked, answer, bounds)

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from safety import admission
-from safety.limits import BoundsError, Looser, Refusal, limit, limits_of, loosenings, read_section, toml_of
+from safety.levels import WARN_TOML, read_levels, warnings_of
+from safety.limits import BoundsError, Looser, Refusal, limit, limits_of, loosenings, read_section, table_of, toml_of
 from state.records import Candidate, JsonObject, digest_of
 
 __all__ = [
-    "DEFAULT_TOML", "Bounds", "BoundsError", "DriftBounds", "Refusal", "headroom", "load_bounds", "loosened",
+    "DEFAULT_TOML", "Bounds", "BoundsError", "DriftBounds", "Refusal", "headroom", "load_bounds", "loosened", "table",
+    "tightened",
 ]
 
 REFUSES_CANDIDATE = "refuses the candidate before it runs"
@@ -30,6 +32,7 @@ KILLS = "kills the job"
 REFUSES_INPUT = "refuses the model at start"
 AWAITS_OPERATOR = "lets what passed wait for `kaizend approve`"
 ROLLS_BACK = "rolls back by itself"
+STOPS_RELEASES = "refuses the release, and pauses until the operator resumes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,23 @@ class ModelBounds:
     max_file_gib: float = limit(80.0, "size of a model's weights on disk", REFUSES_MODEL, low=0.0, high=1e5, unit="GiB")
     dtypes: tuple[str, ...] = limit(
         ("float32", "bfloat16", "float16"), "number formats of the weights", REFUSES_MODEL, Looser.MORE,
+    )
+    max_vocabulary: int = limit(1_000_000, "tokens a model knows", REFUSES_MODEL, low=1, high=10**9)
+    max_hidden: int = limit(65_536, "hidden size of a model", REFUSES_MODEL, low=1, high=10**9)
+    max_intermediate: int = limit(
+        1_048_576, "width inside a model's feed-forward blocks", REFUSES_MODEL, low=1, high=10**9)
+    architectures: tuple[str, ...] = limit(
+        (
+            "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3",
+            "gemma3_text", "phi", "phi3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "stablelm",
+            "starcoder2", "olmo", "olmo2", "olmo3", "olmoe", "smollm3", "granite", "granitemoe", "cohere", "cohere2",
+            "glm", "glm4", "deepseek_v2", "deepseek_v3", "gpt_oss", "mamba", "mamba2", "falcon_h1",
+        ),
+        "kinds of model, as model_type in config.json names them", REFUSES_MODEL, Looser.MORE,
+    )
+    same_schema: bool = limit(
+        True, "tensors keep their names and shapes, unless the change itself says that it grows the model",
+        REFUSES_MODEL, Looser.DOWN,
     )
 
 
@@ -55,6 +75,9 @@ class SearchBounds:
     min_weight: float = limit(0.0, "smallest merge weight", REFUSES_CANDIDATE, Looser.DOWN, low=-10.0, high=10.0)
     max_weight: float = limit(2.5, "largest merge weight", REFUSES_CANDIDATE, low=0.0, high=10.0)
     max_parents: int = limit(16, "parents of one merge", REFUSES_CANDIDATE, low=1, high=1000)
+    largest_step: float = limit(
+        2.5, "largest change of one merge weight against the incumbent, where both merge the same parents",
+        REFUSES_CANDIDATE, low=0.0, high=20.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +153,17 @@ class GuardBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class BehaviourBounds:
+    """How a released model must behave, besides its guards and its drift."""
+
+    calibration: float = limit(
+        0.5, "expected calibration error of the tokens of right answers, teacher-forced", REFUSES_RELEASE,
+        low=0.0, high=1.0)
+    canaries: int = limit(
+        0, "junk answers that the verifiers of the targets may pay for", REFUSES_RELEASE, choices=(0,))
+
+
+@dataclass(frozen=True, slots=True)
 class RateBounds:
     """How often working may ask to become stable.
 
@@ -145,6 +179,9 @@ class RateBounds:
         unit="s")
     rollbacks_per_week: int = limit(
         3, "rollbacks that the daemon makes by itself in any 7 days; one more pauses it", PAUSES, low=0, high=10**6)
+    drift_per_week: float = limit(
+        7.0, "relative Frobenius norms of the changes released in any 7 days, together", REFUSES_RELEASE,
+        low=0.0, high=1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +194,9 @@ class ResourceBounds:
     gpu_hours_per_day: float = limit(24.0, "GPU time of all jobs in a day", PAUSES, low=0.0, high=1e5, unit="h")
     seconds_per_day: float = limit(
         86_400.0 * 8, "time of all jobs in a day, jobs side by side each counted", PAUSES, low=0.0, high=1e8, unit="s")
+    energy_kwh_per_day: float = limit(
+        240.0, "energy of the host while jobs run in a day, as far as it can be read", PAUSES, low=0.0, high=1e6,
+        unit="kWh")
     worker_memory_gib: float = limit(
         64.0, "memory of one worker, and never more than nine tenths of the host's", KILLS, low=0.1, high=1e5,
         unit="GiB")
@@ -178,6 +218,27 @@ class SandboxBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class ServingBounds:
+    """What serving a released model may cost: against the stable one, on one machine in one run, and outright."""
+
+    latency_ratio: float = limit(
+        2.0, "time per token of one request, as a multiple of the stable model's", REFUSES_RELEASE,
+        low=0.0, high=1e6, above_low=True)
+    speed_ratio: float = limit(
+        0.5, "tokens per second of many requests, as a multiple of the stable model's", REFUSES_RELEASE, Looser.DOWN,
+        low=0.0, high=1e6)
+    memory_ratio: float = limit(
+        2.0, "memory of the loaded model, as a multiple of the stable model's", REFUSES_RELEASE,
+        low=0.0, high=1e6, above_low=True)
+    latency_ms: float = limit(
+        60_000.0, "time per token of one request", REFUSES_RELEASE, low=0.0, high=1e9, above_low=True, unit="ms")
+    tokens_per_second: float = limit(
+        0.0, "tokens per second of many requests", REFUSES_RELEASE, Looser.DOWN, low=0.0, high=1e9)
+    memory_gib: float = limit(
+        1024.0, "memory of the loaded model", REFUSES_RELEASE, low=0.0, high=1e6, above_low=True, unit="GiB")
+
+
+@dataclass(frozen=True, slots=True)
 class SupplyBounds:
     """What the operator's own models must be before any weight is read."""
 
@@ -189,6 +250,8 @@ class SupplyBounds:
         ("safetensors",), "formats weights are read from", REFUSES_INPUT, Looser.MORE, choices=("safetensors",))
     remote_code: bool = limit(
         False, "code that comes with a model is never run", REFUSES_INPUT, choices=(False,))
+    parents: tuple[str, ...] = limit(
+        (), "digests of the models that a life may begin with; none named: any", REFUSES_INPUT, Looser.NAMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +294,23 @@ class GateBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeBounds:
+    """What must be the same when a release is written as when it was asked for."""
+
+    modules: tuple[str, ...] = limit(
+        (
+            "safety", "state", "loops/cycle.py", "loops/loop.py", "daemon/wiring.py", "daemon/service.py",
+            "daemon/runner.py", "daemon/worker.py", "daemon/pool.py", "daemon/nursery.py", "daemon/genesis.py",
+            "daemon/bounds_in_force.py",
+        ),
+        "files and folders of the program whose bytes must not change", STOPS_RELEASES, Looser.FEWER,
+    )
+    vault: bool = limit(
+        True, "the bytes of vault and guards must not change", STOPS_RELEASES, Looser.DOWN, choices=(True,))
+    bounds: bool = limit(True, "the bounds in force must not change", STOPS_RELEASES, Looser.DOWN, choices=(True,))
+
+
+@dataclass(frozen=True, slots=True)
 class BreakerBounds:
     """When the service stops by itself."""
 
@@ -248,12 +328,16 @@ class Bounds:
     reward: RewardBounds = RewardBounds()
     drift: DriftFamily = DriftFamily()
     guards: GuardBounds = field(default_factory=GuardBounds)
+    behaviour: BehaviourBounds = BehaviourBounds()
     rate: RateBounds = RateBounds()
     resources: ResourceBounds = ResourceBounds()
     sandbox: SandboxBounds = SandboxBounds()
+    serving: ServingBounds = ServingBounds()
     supply: SupplyBounds = SupplyBounds()
     gate: GateBounds = GateBounds()
+    code: CodeBounds = CodeBounds()
     breaker: BreakerBounds = BreakerBounds()
+    warn: dict[str, float] = field(default_factory=dict)      # name of a bound -> its warning level; never a decision
 
     @property
     def job_seconds(self) -> float:
@@ -261,11 +345,19 @@ class Bounds:
 
     @property
     def digest(self) -> str:
-        return digest_of(self.to_json())
+        """Of the limits; warning levels decide nothing and are not in it."""
+        return digest_of({name: value for name, value in self.to_json().items() if name != "warn"})
 
-    def admit(self, candidate: Candidate) -> Refusal | None:
-        """The first bound that the candidate's change breaks, or None. A kind of change no bound knows is refused."""
-        return admission.admit(self, candidate)
+    def admit(self, candidate: Candidate, incumbent: JsonObject | None = None) -> Refusal | None:
+        """The first bound that the candidate's change breaks, or None. A kind of change no bound knows is refused.
+
+        `incumbent` is the merge out of which the incumbent came, where it is known.
+        """
+        return admission.admit(self, candidate, incumbent)
+
+    def warnings(self, readings: JsonObject) -> list[str]:
+        """One line for each reading, by the name of its bound, that is past the bound's warning level."""
+        return warnings_of(self.warn, readings, {name: (value, about) for name, value, about in limits_of(self)})
 
     def accept(self, facts: JsonObject, drift: JsonObject | None = None, limits: DriftBounds | None = None,
                name: str = "drift") -> Refusal | None:
@@ -275,6 +367,10 @@ class Bounds:
         apply (`drift.reference` or `drift.stable`) and `name` is what they are called in the refusal.
         """
         return admission.accept(self, facts) or (admission.within(limits, drift or {}, name) if limits else None)
+
+    def drifted(self, drift: JsonObject, limits: DriftBounds, name: str) -> Refusal | None:
+        """The first of the drift limits called `name` that a measured drift breaks, or None."""
+        return admission.within(limits, drift, name)
 
     def to_json(self) -> JsonObject:
         return asdict(self)
@@ -294,7 +390,9 @@ def load_bounds(path: Path) -> Bounds:
         raise BoundsError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BoundsError(f"{path}: not valid TOML: {error}") from error
+    levels = body.pop("warn", {})
     bounds: Bounds = read_section(Bounds(), body, str(path))
+    bounds = replace(bounds, warn=read_levels(levels, bounds, str(path)))
     for low, high in (
         ("search.min_weight", "search.max_weight"), ("pipeline.min_learning_rate", "pipeline.max_learning_rate"),
     ):
@@ -309,6 +407,17 @@ def loosened(old: Bounds, new: Bounds) -> list[str]:
     """One line, "section.key: before -> after", for each limit of `new` that allows more than in `old`."""
     names = old.guards.margins.keys() | new.guards.margins.keys()
     return loosenings(_spelled_out(old, names), _spelled_out(new, names))
+
+
+def tightened(old: Bounds, new: Bounds) -> list[str]:
+    """The same for each limit that allows less than in `old`."""
+    names = old.guards.margins.keys() | new.guards.margins.keys()
+    return loosenings(_spelled_out(old, names), _spelled_out(new, names), back=True)
+
+
+def table() -> str:
+    """Every bound as a Markdown table: what docs/bounds.md holds."""
+    return table_of(Bounds())
 
 
 def headroom(bounds: Bounds) -> list[tuple[str, Any, str]]:
@@ -336,5 +445,6 @@ def _tolerant(section: Any, body: Mapping[str, Any]) -> Any:
 DEFAULT_TOML = (
     "# What the daemon may never exceed. Tightening applies on reload; loosening needs `kaizend bounds loosen`.\n"
     "# Every key may be left out: then it has the value shown here.\n\n" + toml_of(Bounds())
+    + WARN_TOML
 )
 """The commented bounds.toml that `kaizend init` writes."""

@@ -1,4 +1,5 @@
-"""When the service stops by itself: failures in a row, rollbacks, the stop file, a day's budget, a full disk.
+"""When the service stops by itself: failures in a row, rollbacks, the stop file, a day's budget, a full disk, changed
+code.
 
 Pure and standard library only: the daemon gathers the signs and acts on the answer. Not here: limits on one change
 (`safety.bounds`) or one job. Invariant: with no sign over its limit the answer is None, and one sign is enough.
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from safety.bounds import Bounds
 from state.records import Verdict
 
+JOULES_PER_KWH = 3.6e6
 FAILURES = frozenset({str(Verdict.CRASHED), str(Verdict.TIMED_OUT)})
 
 
@@ -25,6 +27,8 @@ class Signs:
     seconds_today: float = 0.0
     gpu_hours_today: float = 0.0
     rollbacks_this_week: int = 0       # that the daemon made by itself
+    joules_today: float | None = None            # None: energy cannot be read here
+    tampered: str | None = None                  # why releases have stopped (`safety.protected`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,9 @@ class Breaker:
         """Why the service must pause, in words that name the bound, or None."""
         breaker, resources = self.bounds.breaker, self.bounds.resources
         failures = failures_in_a_row(signs.verdicts)
+        kwh = (signs.joules_today or 0.0) / JOULES_PER_KWH
         checks = (
+            (signs.tampered is not None, f"releases have stopped: {signs.tampered}"),
             (signs.stop_file, f"breaker.stop_file: the file {breaker.stop_file} is there"),
             (
                 failures >= breaker.consecutive_failures,
@@ -60,6 +66,10 @@ class Breaker:
             (
                 signs.gpu_hours_today >= resources.gpu_hours_per_day and signs.gpu_hours_today > 0,
                 f"resources.gpu_hours_per_day: the day's {resources.gpu_hours_per_day:g} GPU hours are used up",
+            ),
+            (
+                kwh >= resources.energy_kwh_per_day and kwh > 0,
+                f"resources.energy_kwh_per_day: the day's {resources.energy_kwh_per_day:g} kWh are used up",
             ),
         )
         return next((reason for met, reason in checks if met), None)

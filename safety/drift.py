@@ -8,7 +8,6 @@ a number that is not finite comes out as text, which no limit accepts; what cann
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from safety.headers import TensorHeader, facts_of, tensor_headers
+from safety.headers import EMBEDDING, TensorHeader, facts_of, tensor_headers, unlike
 from safety.yardstick.items import Item, TaskError, TaskSpec
 from safety.yardstick.scoring import Scored, encode_items, generate_texts, load_model, pad_id
 from safety.yardstick.tasks import draw, sealed_ids
@@ -26,17 +25,18 @@ from state.records import JsonObject, Split, seed_from
 
 ROUNDS = 10                # of the power iteration (ALGORITHMS 10)
 FLOOR = 0.01               # root mean square below which a tensor counts as this large: zero tensors have no scale
-EMBEDDING = re.compile(r"(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 PROBE_ROWS = 8
+BINS = 10                  # of confidence, for calibration
 GENERATED = 32             # probe items whose answer lengths are compared, at most, spread over all tasks
 
 
 def measure(spec: JobSpec, desk: Desk) -> Produced:
-    """The job. Inputs: result, and where drift is asked for base; seal beside tasks. Params: probe ([[prompt, answer]]
-    or none), or tasks (TaskSpec JSON) with probe_items and probe_seed.
+    """The job. Inputs: result; like, the model whose tensors it must have; where drift is asked for base; seal beside
+    tasks. Params: probe ([[prompt, answer]] or none), or tasks (TaskSpec JSON) with probe_items and probe_seed.
 
-    Values: "model": parameters, layers, dtypes, file_gib, non_finite (how many numbers); "drift": the keys of
-    `safety.bounds.DriftBounds` that apply. A model with non-finite weights is not run.
+    Values: "model": what `facts_of` finds, non_finite (how many numbers), unlike (`safety.headers.unlike`, beside
+    like); "drift": the keys of `safety.bounds.DriftBounds` that apply; "calibration": error and tokens, beside a probe.
+    A model with non-finite weights is not run.
     """
     folder = desk.inputs["result"]
     headers = tensor_headers(folder)
@@ -44,16 +44,19 @@ def measure(spec: JobSpec, desk: Desk) -> Produced:
         int((~torch.isfinite(tensor)).sum()) for _, tensor in tensors(headers) if tensor.is_floating_point()
     )
     facts = {**facts_of(folder), "non_finite": broken}
+    if "like" in desk.inputs:
+        facts["unlike"] = unlike(folder, desk.inputs["like"])
     drift: JsonObject = {}
+    more: JsonObject = {}
     if "base" in desk.inputs and not broken:
         drift = weight_drift(tensor_headers(desk.inputs["base"]), headers, desk.device)
         desk.progress(0.5, "weights compared")
         items = probe(spec, desk)
         if items:
-            drift |= behaviour_drift(
-                load_model(desk.inputs["base"], desk.device), load_model(folder, desk.device), items
-            )
-    return Produced({"model": facts, "drift": {name: _sayable(value) for name, value in drift.items()}})
+            after = load_model(folder, desk.device)
+            drift |= behaviour_drift(load_model(desk.inputs["base"], desk.device), after, items)
+            more["calibration"] = calibration(after, items)
+    return Produced({"model": facts, "drift": {name: _sayable(value) for name, value in drift.items()}, **more})
 
 
 def probe(spec: JobSpec, desk: Desk) -> list[Item]:
@@ -178,6 +181,36 @@ def _per_token(before: Scored, after: Scored, items: Sequence[Item]) -> tuple[to
         divergences.append((new.exp() * (new - old)).sum(-1).cpu())
         entropies.append(torch.stack([-(log_p.exp() * log_p).sum(-1).cpu() for log_p in (old, new)]))
     return torch.cat(divergences), torch.cat(entropies, dim=1)
+
+
+@torch.inference_mode()
+def calibration(scored: Scored, items: Sequence[Item]) -> JsonObject:
+    """Expected calibration error over the tokens of the references, each predicted from the right ones before it.
+
+    A prediction is the most probable token and its confidence that probability; ten bins of confidence, each with the
+    gap between its mean confidence and its share of right predictions, weighted by size (Guo et al. 2017, eq. 3).
+    """
+    encoded = encode_items(scored.tokenizer, [(item.prompt, item.answer) for item in items])
+    encoded.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    confidences, rights = [], []
+    for start in range(0, len(encoded), PROBE_ROWS):
+        part = encoded[start : start + PROBE_ROWS]
+        longest = max(len(prompt) + len(answer) for prompt, answer in part)
+        ids = torch.full((len(part), longest), pad_id(scored.tokenizer))
+        asked = torch.zeros((len(part), longest - 1), dtype=torch.bool)
+        for row, (prompt, answer) in enumerate(part):
+            ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+            asked[row, len(prompt) - 1 : len(prompt) + len(answer) - 1] = True
+        best = _log_p(scored, ids).cpu()[asked].max(dim=-1)
+        confidences.append(best.values.exp())
+        rights.append(best.indices == ids[:, 1:][asked])
+    confidence, right = torch.cat(confidences), torch.cat(rights).float()
+    bins = (confidence * BINS).long().clamp(0, BINS - 1)
+    gaps = [
+        abs(float((confidence[inside] - right[inside]).mean())) * int(inside.sum())
+        for inside in (bins == number for number in range(BINS)) if inside.any()
+    ]
+    return {"error": _sayable(sum(gaps) / len(right)), "tokens": len(right)}
 
 
 def _log_p(scored: Scored, ids: torch.Tensor) -> torch.Tensor:

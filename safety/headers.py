@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ DTYPES = {
 INDEX = "model.safetensors.index.json"
 LAYER_NAME = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+VOCABULARY_KEYS = ("vocab_size",)
+HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model")
+INTERMEDIATE_KEYS = ("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim", "d_inner", "ffn_hidden_size")
+EMBEDDING = re.compile(r"(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|(?:^|\.)embeddings)\.weight$")
+CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
+CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate"})       # name Python files beside the weights
+KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation"})
+OUTER_NAME = re.compile(r"^(model|transformer|gpt_neox|backbone)\.(?=.)")
+NOT_WEIGHTS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")      # tables that some versions write out
+HEAD = "lm_head.weight"
+NAMES_SHOWN = 5
 
 
 class HeaderError(Exception):
@@ -112,19 +123,77 @@ def read_json(file: Path) -> JsonObject:
 
 def layers_of(config: JsonObject, names: Mapping[str, Any]) -> int:
     """How many layers a model has, by its config or by its tensors' names, whichever says more."""
-    inner = config.get("text_config")
-    bodies = [config, inner] if isinstance(inner, dict) else [config]
-    said = [int(body[key]) for body in bodies for key in LAYER_KEYS if isinstance(body.get(key), int)]
     seen = [int(match.group(1)) + 1 for name in names if (match := LAYER_NAME.search(name))]
-    return max([0, *said, *seen])
+    return max([_said(config, LAYER_KEYS), *seen])
 
 
 def facts_of(folder: Path) -> JsonObject:
-    """What the limits of the model family look at: parameters, layers, dtypes, file_gib. Raises HeaderError."""
-    headers = tensor_headers(folder)
+    """What the limits of the model family look at: parameters, layers, dtypes, file_gib, vocabulary, hidden,
+    intermediate, model_type, loads_code. Raises HeaderError.
+    """
+    headers, config = tensor_headers(folder), read_json(folder / "config.json")
+    tables = [header.shape for name, header in headers.items() if EMBEDDING.search(name) and len(header.shape) == 2]
     return {
         "parameters": sum(header.count for header in headers.values()),
-        "layers": layers_of(read_json(folder / "config.json"), headers),
+        "layers": layers_of(config, headers),
         "dtypes": sorted({header.dtype for header in headers.values()}),
         "file_gib": sum(file.stat().st_size for file in weight_files(folder)) / 2**30,
+        "vocabulary": max([_said(config, VOCABULARY_KEYS), *(shape[0] for shape in tables)]),
+        "hidden": max([_said(config, HIDDEN_KEYS), *(shape[1] for shape in tables)]),
+        "intermediate": _said(config, INTERMEDIATE_KEYS),
+        "model_type": str(config.get("model_type")),
+        "loads_code": code_keys(folder),
     }
+
+
+def code_keys(folder: Path) -> list[str]:
+    """The keys by which the JSON files of a model would have code run that comes with it, as "file: key"."""
+    found = []
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            found += [f"{name}: {key}" for key in sorted(set(_code_keys(read_json(folder / name))))]
+    return found
+
+
+def _code_keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if (key in CODE_KEYS and inner is not None) or (key in KERNEL_KEYS and "/" in str(inner)):
+                yield key
+            yield from _code_keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _code_keys(inner)
+
+
+def unlike(folder: Path, other: Path) -> list[str]:
+    """Tensors that `folder` has otherwise than `other`, a line each and not all of many; empty where the names and
+    shapes are the same.
+
+    The name of the outermost module does not count, nor a head that is written out although it is tied.
+    """
+    mine, theirs = (_schema(place) for place in (folder, other))
+    lines = [f"{name} is missing" for name in sorted(theirs.keys() - mine.keys())]
+    lines += [f"{name} is new" for name in sorted(mine.keys() - theirs.keys())]
+    lines += [
+        f"{name} is {list(mine[name])}, was {list(theirs[name])}"
+        for name in sorted(mine.keys() & theirs.keys()) if mine[name] != theirs[name]
+    ]
+    more = len(lines) - NAMES_SHOWN
+    return [*lines[:NAMES_SHOWN], f"and {more} more"] if more > 0 else lines
+
+
+def _schema(folder: Path) -> dict[str, tuple[int, ...]]:
+    tied = bool(read_json(folder / "config.json").get("tie_word_embeddings"))
+    shapes = {
+        OUTER_NAME.sub("", name): header.shape for name, header in tensor_headers(folder).items()
+        if not NOT_WEIGHTS.search(name)
+    }
+    return {name: shape for name, shape in shapes.items() if not (tied and name == HEAD)}
+
+
+def _said(config: JsonObject, keys: Sequence[str]) -> int:
+    """The largest number that the config has under any of the keys, its part for text included; 0 where it has none."""
+    inner = config.get("text_config")
+    bodies = [config, inner] if isinstance(inner, dict) else [config]
+    return max([0, *(int(body[key]) for body in bodies for key in keys if type(body.get(key)) is int)])

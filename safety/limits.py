@@ -28,7 +28,15 @@ class Looser(StrEnum):
     DOWN = "down"        # a smaller number allows more
     MORE = "more"        # a list with more members allows more
     LATER = "later"      # a choice that stands later among `choices` allows more
+    NAMED = "named"      # a list with more members allows more, and an empty one allows anything
+    FEWER = "fewer"      # a list with fewer members allows more
     LONE = "lone"        # any change is taken for a loosening
+
+
+LOOSER_IN_WORDS = {
+    Looser.UP: "higher", Looser.DOWN: "lower", Looser.MORE: "more members", Looser.FEWER: "fewer members",
+    Looser.NAMED: "more members, or none", Looser.LATER: "a later one", Looser.LONE: "any other",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,7 @@ def limits_of(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any, Limit]]:
         value, name = getattr(tree, item.name), f"{prefix}{item.name}"
         if is_dataclass(value):
             yield from limits_of(value, f"{name}.")
-        else:
+        elif "limit" in item.metadata:
             yield name, value, item.metadata["limit"]
 
 
@@ -105,13 +113,39 @@ def read_section(section: Any, body: Mapping[str, Any], where: str, prefix: str 
     return type(section)(**values)
 
 
-def loosenings(old: Any, new: Any) -> list[str]:
-    """One line for every limit of `new` that allows more than in `old`."""
+def loosenings(old: Any, new: Any, back: bool = False) -> list[str]:
+    """One line for every limit of `new` that allows more than in `old`; with `back`, for every one that allows less."""
     before = {name: value for name, value, _ in limits_of(old)}
     return [
         f"{name}: {_short(before[name])} -> {_short(value)}"
-        for name, value, about in limits_of(new) if _is_looser(before[name], value, about)
+        for name, value, about in limits_of(new)
+        if _is_looser(*((value, before[name]) if back else (before[name], value)), about)
     ]
+
+
+def table_of(tree: Any) -> str:
+    """The limits as a Markdown table: name, what it limits, its default, the way in which it loosens, what it does."""
+    lines = ["| bound | limits | default | looser | does |", "|---|---|---|---|---|"]
+    for name, value, about in limits_of(tree):
+        unit = f" {about.unit}" if about.unit else ""
+        shown = ", ".join(value) if isinstance(value, tuple) else _toml_value(value)
+        fixed = "fixed" if about.choices and len(about.choices) == 1 else LOOSER_IN_WORDS[about.looser]
+        lines.append(f"| `{name}` | {about.text} | {shown or 'none'}{unit} | {fixed} | {about.action} |")
+    return "\n".join(lines) + "\n"
+
+
+def headroom_of(value: Any, now: Any, looser: Looser) -> Any:
+    """What is left of a limit where `now` is used: a number, the members of a list that are not used; None if unknown.
+
+    Below 0 the limit is exceeded.
+    """
+    if isinstance(value, bool | str | dict) or now is None:
+        return None
+    if looser is Looser.MORE and isinstance(now, list | tuple):
+        return [member for member in value if member not in now]
+    if looser is Looser.UP or looser is Looser.DOWN:
+        return (value - now) if looser is Looser.UP else (now - value)
+    return None
 
 
 def toml_of(tree: Any) -> str:
@@ -181,6 +215,10 @@ def _is_looser(old: Any, new: Any, about: Limit) -> bool:
         return bool(new < old)
     if looser is Looser.MORE:
         return bool(set(new) - set(old))
+    if looser is Looser.FEWER:
+        return bool(set(old) - set(new))
+    if looser is Looser.NAMED:
+        return bool(old) and (not new or bool(set(new) - set(old)))
     return bool(new != old)
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safety.bounds import Bounds
-from safety.headers import HeaderError, TensorHeader, facts_of, read_json, tensor_headers, weight_files
-from state.records import JsonObject
+from safety.headers import HeaderError, TensorHeader, code_keys, facts_of, read_json, tensor_headers, weight_files
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.gguf")
 HARMLESS = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})   # never loaded
@@ -73,11 +72,11 @@ def _alone(path: Path, bounds: Bounds) -> Iterator[Problem]:
         yield Problem(path, "missing", "there is no such model folder")
         return
     try:
-        config = read_json(path / "config.json")
+        read_json(path / "config.json")
     except HeaderError as error:
         yield Problem(path, "config", str(error))
         return
-    yield from _remote_code(path, config)
+    yield from _remote_code(path)
     yield from _weights(path, bounds)
     for licence in licences_of(path):
         if licence not in bounds.supply.licences:
@@ -86,17 +85,15 @@ def _alone(path: Path, bounds: Bounds) -> Iterator[Problem]:
         yield Problem(path, "tokenizer", "there is no tokenizer (tokenizer.json)")
 
 
-def _remote_code(path: Path, config: JsonObject) -> Iterator[Problem]:
-    named = [("config.json", config)]
-    for name in ("tokenizer_config.json", "generation_config.json"):
-        if (path / name).is_file():
-            try:
-                named.append((name, read_json(path / name)))
-            except HeaderError as error:
-                yield Problem(path, "config", str(error))
-    for name, body in named:
-        if "auto_map" in body:
-            yield Problem(path, "remote_code", f"{name} has an auto_map: code that comes with a model is never run")
+def _remote_code(path: Path) -> Iterator[Problem]:
+    try:
+        found = code_keys(path)
+    except HeaderError as error:
+        yield Problem(path, "config", str(error))
+        return
+    for place in found:
+        name, key = place.split(": ")
+        yield Problem(path, "remote_code", f"{name} has the key {key}: code that comes with a model is never run")
 
 
 def _weights(path: Path, bounds: Bounds) -> Iterator[Problem]:
@@ -114,7 +111,7 @@ def _weights(path: Path, bounds: Bounds) -> Iterator[Problem]:
         return
     for name in pickles:
         yield Problem(path, "format", f"{name} can run code when it is loaded; only safetensors are allowed")
-    refusal = bounds.accept({**facts, "non_finite": 0})
+    refusal = bounds.accept({**facts, "non_finite": 0, "loads_code": []})          # code is told of by itself
     if refusal:
         yield Problem(path, "limits", str(refusal))
 

@@ -15,12 +15,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
-from safety import gate
+from safety import conditions, gate, protected
 from safety.approval import stale, withdraw
 from safety.bounds import Bounds, DriftBounds, Refusal
 from safety.closing import Answer, close, hold, needs_approval
 from safety.history import Nominations, reference
 from safety.pending import begins_watch, release_watched
+from safety.readings import of_release
 from safety.yardstick.fresh import can_deal, sealed_seed
 from safety.yardstick.items import TaskSpec
 from state.jobs import JobFailed, JobResult, JobSpec, Runner
@@ -30,6 +31,7 @@ from state.registry import Registry
 
 DAYS_BETWEEN_NOISE_TESTS = 7
 PROBE_ITEMS = 64
+SERVED_ITEMS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def nominate(desk: ReleaseDesk) -> Row | None:
         late = stale(desk.ledger, row) if answer.verdict is Verdict.PROMOTED else None
         if late:
             answer = Answer(Verdict.REFUSED, late, answer.evidence)
-        answer = replace(answer, evidence=answer.evidence | {"code": desk.code})
+        answer = _examined(desk, row, replace(answer, evidence=answer.evidence | {"code": desk.code}))
         if answer.verdict is Verdict.PROMOTED and needs_approval(row, desk.bounds()):
             return hold(desk.ledger, row, answer, desk.bounds(), sum(spent, Cost()))
         return close(desk.ledger, desk.registry, row, answer, desk.bounds(), cost=sum(spent, Cost()))
@@ -92,6 +94,9 @@ def due(desk: ReleaseDesk) -> bool:
 def hindrance(desk: ReleaseDesk) -> str | None:
     """Why working is not nominated now, in words; None when it may be."""
     ledger, bounds = desk.ledger, desk.bounds()
+    stop = protected.stopped(ledger)
+    if stop:
+        return stop
     working, stable = ledger.channel(Channel.WORKING), ledger.channel(Channel.STABLE)
     if working is None or stable is None or working == stable:
         return "working is what is stable"
@@ -165,6 +170,7 @@ def _ask(desk: ReleaseDesk) -> Row:
             **rules.to_json(), "vault": desk.seals.vault, "guard": desk.seals.guard, "seal": desk.seals.seal,
             "bounds": bounds.digest, "batch": desk.batch, "tasks": [task.to_json() for task in desk.tasks],
             "approval": bounds.gate.approval, **_items_of(desk, bounds, rules.k),
+            "protected": protected.digests(bounds, desk.registry, _sealed_by(desk)),
         },
     ))
 
@@ -178,6 +184,20 @@ def _items_of(desk: ReleaseDesk, bounds: Bounds, k: int) -> JsonObject:
         "items": "fresh", "dealing": dealing,
         "commitment": gate.commitment_of(sealed_seed(desk.registry.path(desk.seals.vault), "gate", k)),
     }
+def _examined(desk: ReleaseDesk, row: Row, answer: Answer) -> Answer:
+    """The answer once it is known that nothing protected has changed, with the readings past a warning level."""
+    bounds = desk.bounds()
+    warnings = bounds.warnings(of_release({**row.evidence, **answer.evidence}))
+    evidence = answer.evidence | ({"warnings": warnings} if warnings else {})
+    before = row.evidence.get("protected")          # absent where an older version of the program nominated
+    refusal = protected.change(before, protected.digests(bounds, desk.registry, _sealed_by(desk))) if before else None
+    if refusal is None:
+        return Answer(answer.verdict, answer.reason, evidence)
+    return Answer(Verdict.REFUSED, str(refusal), {**evidence, "refusal": refusal.to_json()})
+
+
+def _sealed_by(desk: ReleaseDesk) -> dict[str, str]:
+    return {"vault": desk.seals.vault, "guard": desk.seals.guard, "seal": desk.seals.seal}
 
 
 def _answer(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> Answer:
@@ -189,7 +209,7 @@ def _answer(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> Answer:
     if held_up:
         return held_up
     measured: JsonObject = {}
-    for check in (_drift, _noise):
+    for check in (_drift, _noise, _serving):
         refusal, found = check(desk, row, spent)
         measured |= found
         if refusal:
@@ -201,7 +221,8 @@ def _answer(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> Answer:
     evidence = {**measured, **result.values, **dealt, **scores, "job": spec.digest}
     decision = result.values["decision"]
     if decision == "canary_failed":
-        return Answer(Verdict.REFUSED, f"verifiers pay for junk: {_first_of(result.values['canaries'])}", evidence)
+        junk = _first_of(result.values["canaries"])
+        return Answer(Verdict.REFUSED, f"behaviour.canaries: verifiers pay for junk: {junk}", evidence)
     if decision != gate.Decision.RELEASE:
         return Answer(Verdict.REJECTED, _in_words(result.values), evidence)
     return Answer(Verdict.PROMOTED, _in_words(result.values), evidence)
@@ -251,7 +272,17 @@ def _drift(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | No
         refusal = bounds.accept(values["model"], values["drift"], limits, f"drift.{name}")
         if refusal:
             return refusal, evidence
-    return None, evidence
+        evidence |= {key: values[key] for key in ("calibration",) if key in values} | {"model": values["model"]}
+    refusal, found = conditions.of_week(desk.ledger, _time(row), evidence["drift_stable"], bounds)
+    return refusal or conditions.calibrated(evidence, bounds), evidence | found
+
+
+def _serving(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | None, JsonObject]:
+    """What serving the model costs against the stable one, measured once."""
+    params = {"probe_items": SERVED_ITEMS, "probe_seed": desk.seed, "tasks": row.evidence["tasks"]}
+    inputs = {"new": str(row.result), "old": str(row.base), "seal": str(row.evidence["seal"])}
+    values = _run(desk, JobSpec("serve", inputs, params, 0, desk.code), spent).values
+    return conditions.served(values, desk.bounds()), {"serving": values}
 
 
 def _noise(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | None, JsonObject]:

@@ -142,6 +142,14 @@ class Ledger:
         with self.database.snapshot() as connection:
             return tuple(connection.execute(query).scalars())
 
+    def merge_of(self, digest: str) -> JsonObject | None:
+        """The change of the one merge out of which a model came as it is; None for every other model."""
+        query = select(ledger.c.change).where(ledger.c.result == digest, ledger.c.event == str(Event.CLOSED))
+        with self.database.snapshot() as connection:
+            changes: list[JsonObject] = [json.loads(text) for text in connection.execute(query).scalars()]
+        merges = [change for change in changes if change.get("kind") == "merge"]
+        return merges[-1] if merges and len(merges) == len(changes) else None
+
     # ---------------------------------------------------------------- cycles
 
     def find_cycle(self, parent: int | None, ordinal: int) -> Cycle | None:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from state.chain import START, check_channels, check_latches, check_rows
 from state.errors import StateError
 from state.heads import NAMING, Head
-from state.records import Budget, Candidate, Cycle, Event, JsonObject, LoopName, Outcome, Row
+from state.records import Budget, Candidate, Cost, Cycle, Event, JsonObject, LoopName, Outcome, Row
 
 JSON_COLUMNS = ("change", "evidence", "cost")
 PAGE = 1000
@@ -203,6 +203,11 @@ class Reading:
         """Every artefact that is kept, oldest first: {"digest", "kind", "bytes", "created"}."""
         query = "SELECT digest, kind, bytes, created FROM artefacts WHERE removed IS NULL ORDER BY created"
         return [dict(found) for found in self._all(query)]
+
+    def costs_since(self, moment: str) -> list[Cost]:
+        """What each job cost that ended since a UTC time, with or without a result."""
+        found = self._all("SELECT cost FROM jobs WHERE finished_at >= ?", moment)
+        return [Cost.from_json(json.loads(body["cost"])) for body in found]
 
     # ---------------------------------------------------------------- inside
 

@@ -179,6 +179,13 @@ class Outcome:
     def with_cost(self, cost: Cost) -> Outcome:
         return replace(self, cost=cost)
 
+    def with_warnings(self, lines: list[str]) -> Outcome:
+        """The same outcome with these warnings beside those it has."""
+        if not lines:
+            return self
+        known = self.evidence.get("warnings", [])
+        return replace(self, evidence={**self.evidence, "warnings": list(dict.fromkeys([*known, *lines]))})
+
     def to_json(self) -> JsonObject:
         return {
             "verdict": str(self.verdict),

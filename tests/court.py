@@ -28,6 +28,15 @@ TASKS = (
     TaskSpec("naming", "guard", {"kind": "jsonl", "path": "unused"}, guard_items=300),
 )
 
+FACTS: dict[str, object] = {
+    "parameters": 10, "layers": 1, "dtypes": ["float32"], "file_gib": 0.1, "non_finite": 0, "vocabulary": 8,
+    "hidden": 4, "intermediate": 8, "model_type": "llama", "loads_code": [],
+}
+SERVED = {
+    "latency_ratio": 1.0, "speed_ratio": 1.0, "memory_ratio": 1.0, "latency_ms": 2.0, "tokens_per_second": 900.0,
+    "memory_gib": 0.1,
+}
+
 
 ASKS = replace(                    # bounds under which what passed waits for the operator
     Bounds(), gate=replace(Bounds().gate, approval="required"),
@@ -128,7 +137,8 @@ def write_lines(file: Path, pairs: Iterable[tuple[str, str]], of: Callable[[str,
 
 
 def canned(
-    decision: str = "release", kl: float = 0.1, noise: float = 0.0, non_finite: int = 0,
+    decision: str = "release", kl: float = 0.1, noise: float = 0.0, non_finite: int = 0, moved: float = 0.2,
+    calibration: float = 0.1, serving: Mapping[str, float] | None = None,
     on_new_items: float = 0.0, on_new_guard: float = 0.0,
 ) -> dict[str, JobFunction]:
     """Job functions that answer as told, without any model: for what release does with the answers.
@@ -139,8 +149,12 @@ def canned(
     from safety.yardstick.fresh import deal
 
     def measure(spec: JobSpec, desk: Desk) -> Produced:
-        facts = {"parameters": 10, "layers": 1, "dtypes": ["float32"], "file_gib": 0.1, "non_finite": non_finite}
-        return Produced({"model": facts, "drift": {"kl_mean": kl}})
+        drift = {"kl_mean": kl, "relative_frobenius": moved}
+        found = {"model": {**FACTS, "non_finite": non_finite}, "drift": drift}
+        return Produced(found | {"calibration": {"error": calibration, "tokens": 100}})
+
+    def serve(spec: JobSpec, desk: Desk) -> Produced:
+        return Produced({**SERVED, **(serving or {})})
 
     def gate(spec: JobSpec, desk: Desk) -> Produced:
         if spec.params.get("aa"):
@@ -179,7 +193,7 @@ def canned(
         more = any(len(lines) > start + size for lines in dealt.values())
         return Produced({"more": more, "items_digest": items_digest(scores)}, {"scores": desk.folder / "scores.json"})
 
-    return {"measure": measure, "gate": gate, "deal": deal, "watch": watch}
+    return {"measure": measure, "gate": gate, "serve": serve, "deal": deal, "watch": watch}
 
 
 def canned_court(root: Path, tasks: Sequence[TaskSpec] = TASKS, **answers: object) -> Court:

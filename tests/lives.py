@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("daemon", "loops", "safety", "state")
 LIMIT_SECONDS = 240.0
 UNTOLD = ("time", "hash", "prev", "cost")          # fields of a row that no two runs share
-ITS_OWN = ("budget", "signing_key")                # the same in a row's evidence
+ITS_OWN = ("budget", "serving", "signing_key")     # the same in a row's evidence, and what depends on the machine
 
 Row = dict[str, Any]
 

@@ -111,7 +111,10 @@ class SyntheticRunner:
         return JobResult({"pooled": paired(new, old).to_json()}, {}, Cost(1.0, items=2 * len(levels)))
 
     def measure(self, spec: JobSpec) -> JobResult:
-        facts = {"non_finite": 0, "parameters": 1, "layers": 1, "file_gib": 0.0, "dtypes": []}
+        facts = {
+            "non_finite": 0, "parameters": 1, "layers": 1, "file_gib": 0.0, "dtypes": [], "vocabulary": 1, "hidden": 1,
+            "intermediate": 1, "model_type": "llama", "loads_code": [],
+        }
         return JobResult({"model": facts, "drift": {}}, {}, Cost(1.0))
 
     def skill(self, digest: str) -> float:

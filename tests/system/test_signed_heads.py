@@ -59,7 +59,7 @@ def test_every_row_of_its_kind_is_signed_with_the_key_that_the_genesis_names(fin
 @pytest.mark.parametrize("change", [
     lambda rows: first_release(rows).update(reason="better than it was"),
     lambda rows: first_release(rows).update(verdict="REFUSED"),
-    lambda rows: rows[0]["change"]["after"].update(gate={}),
+    lambda rows: rows[1]["change"]["after"].update(gate={}),
     lambda rows: rows[3].update(time="2020-01-01T00:00:00.000000Z"),
     lambda rows: rows[4].update(cost={"seconds": 1}),
     lambda rows: rows.pop(4) and None,
@@ -350,7 +350,7 @@ def test_an_export_signed_by_another_or_not_at_all_is_found_by_the_key_kept_else
     assert kaizend(life, "export", "--ledger", str(alone / "forged.jsonl")).returncode == 0
     assert "but signing.pub holds" in problems(alone, "forged.jsonl", "--key", "signing.pub")
     edit(alone, lambda lines: [{**lines[0], "key": None}, *(line for line in lines[1:] if "head" not in line)])
-    assert "row 2 is not signed, and every row of its kind is" in problems(alone, "ledger.jsonl")
+    assert "row 1 is not signed, and every row of its kind is" in problems(alone, "ledger.jsonl")
 
 
 def test_an_export_that_was_cut_short_is_found(alone: Path) -> None:

@@ -11,9 +11,9 @@ from watching import asked, channels, complaint, kaizend, links_agree, rows, ser
 from safety.bounds import load_bounds
 from safety.closing import Answer, close
 from state.database import Database
-from state.ledger import Ledger
 from state.records import Entry, Event, Row, Verdict
 from state.registry import Registry
+from state.signed import signed_ledger
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,8 @@ def plant_a_worse_release(folder: Path) -> Row:
     asked_for = next(row for row in story if row.id == real.evidence["nomination"])
     database = Database(folder / "var" / "kaizend.db")
     registry = Registry(folder / "var", database)
-    ledger = Ledger(database, registry)
+    var = folder / "var"
+    ledger = signed_ledger(database, registry, var / "signing.key", var / "signing.pub", None)
     nomination = ledger.append(Entry(
         Event.NOMINATED, "planted", base=channels(folder)["stable"], result=story[0].change["base"],
         evidence={

@@ -17,6 +17,7 @@ from loops.loop import Bench, Trial
 from loops.pipeline.loop import PipelineLoop, PipelineSettings
 from loops.pipeline.recipe import GRPO, Adapter, Stage
 from loops.reward.loop import RewardLoop, RewardSettings
+from safety.bounds import Bounds
 from state.jobs import JobSpec
 from state.records import (
     Budget,
@@ -192,4 +193,33 @@ def test_a_winner_must_also_beat_what_became_working_meanwhile(tmp_path: Path, w
     assert outcome.evidence["rivals"] == [first]
     state = world.ledger.loop_state(LoopName.ARCHITECTURE)
     assert state == {"learned": ["PROMOTED", "PROMOTED" if wins else "REJECTED"]}
+    world.close()
+
+
+def merge_at(weight: float) -> JsonObject:
+    return {"kind": "merge", "operator": "linear", "base": "b", "parents": ["p", "q"], "weights": [[[weight]], [[1.0]]]}
+
+
+def test_a_merge_too_far_from_the_one_that_is_working_is_refused_and_a_nearer_one_runs(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    tight = replace(Bounds(), search=replace(Bounds().search, largest_step=0.5), warn={"search.largest_step": 0.2})
+    world.house = replace(world.house, bounds=lambda: tight)
+    models = [world.runner.keep("model", f"skill-{n}", {"skill": n / 10}) for n in range(3)]
+
+    def attempted(ordinal: int, weight: float) -> Outcome:
+        working = str(world.ledger.channel(Channel.WORKING))
+        loop = Scripted(
+            propose=lambda: Candidate(LoopName.ARCHITECTURE, merge_at(weight), working, working),
+            run=lambda candidate, bench: Trial(models[ordinal], {}),
+        )
+        return world.cycle(loop, ordinal, working)
+
+    first = attempted(0, 2.0)                                   # the first model is no merge: nothing to compare with
+    assert (first.verdict, "warnings" in first.evidence) == (Verdict.PROMOTED, False)
+    refused = attempted(1, 1.4)
+    assert refused.verdict == Verdict.REFUSED
+    assert "search.largest_step: 0.6" in refused.reason
+    near = attempted(2, 1.6)
+    assert near.verdict == Verdict.PROMOTED
+    assert near.evidence["warnings"] == ["search.largest_step: 0.4 is past the warning level 0.2 (limit 0.5)"]
     world.close()

@@ -164,7 +164,8 @@ def test_one_that_nobody_can_release_any_more_is_withdrawn_when_the_next_is_due(
     assert "it waited for approval, and gate.alpha" in row.reason
 
 
-def test_approval_that_is_asked_for_meanwhile_holds_back_a_nomination_that_is_open(tmp_path: Path) -> None:
+def test_approval_that_is_asked_for_meanwhile_releases_nothing_of_an_open_nomination(tmp_path: Path) -> None:
+    """The bounds are not those of the nomination any more."""
     court = canned_court(tmp_path / "state", GENERATED)
     court.move_working(court.text_model("second"))
     court.runner.jobs = {}
@@ -173,7 +174,8 @@ def test_approval_that_is_asked_for_meanwhile_holds_back_a_nomination_that_is_op
     court.runner.jobs, court.bounds = canned(), ASKS
     row = nominate(court.desk)
     assert row is not None
-    assert row.event == Event.PASSED
+    assert (row.event, row.verdict) == (Event.RELEASE, Verdict.REFUSED)
+    assert row.reason.startswith("code.bounds")
 
 
 def test_a_release_without_the_approval_it_needed_is_reported(tmp_path: Path) -> None:

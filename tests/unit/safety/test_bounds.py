@@ -215,7 +215,10 @@ def test_a_pipeline_change_without_a_recipe_or_of_another_kind_is_refused() -> N
         assert Bounds().admit(Candidate(LoopName.PIPELINE, change, "b", "i")) is not None
 
 
-FACTS = {"parameters": 10, "layers": 2, "dtypes": ["float32"], "file_gib": 0.1, "non_finite": 0}
+FACTS = {
+    "parameters": 10, "layers": 2, "dtypes": ["float32"], "file_gib": 0.1, "non_finite": 0, "vocabulary": 8,
+    "hidden": 4, "intermediate": 8, "model_type": "llama", "loads_code": [],
+}
 
 
 def test_a_sound_model_is_accepted_and_each_broken_limit_is_named() -> None:

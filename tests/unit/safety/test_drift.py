@@ -121,19 +121,19 @@ def test_inspection_refuses_a_broken_model_and_one_over_a_limit_and_skips_none(b
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors["lm_head.weight"][0, 0] = float("nan")
 
-    paths = {"good": base, "bad": changed(base, tmp_path / "m", spoil)}
+    paths = {"base": base, "good": base, "bad": changed(base, tmp_path / "m", spoil)}
 
     def job(kind: str, inputs: dict[str, str], params: dict[str, Any]) -> JobResult:
         desk = Desk(tmp_path, {name: paths[digest] for name, digest in inputs.items()})
         return JobResult(measure(JobSpec(kind, inputs, params), desk).values, {}, Cost())
 
-    assert inspect_model(Bounds(), job, "base", "good") is None
-    refusal = inspect_model(Bounds(), job, "base", "bad")
+    assert inspect_model(Bounds(), job, "base", "good")[0] is None
+    refusal, _ = inspect_model(Bounds(), job, "base", "bad")
     assert refusal is not None
     assert refusal.bound == "model.non_finite"
-    assert inspect_model(Bounds(), job, "base", None) is None
+    assert inspect_model(Bounds(), job, "base", None) == (None, {})
     tight = Bounds.from_json({"model": {"max_layers": 1}})
-    over = inspect_model(tight, job, "base", "good")
+    over, _ = inspect_model(tight, job, "base", "good")
     assert over is not None
     assert over.bound == "model.max_layers"
 

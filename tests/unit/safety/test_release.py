@@ -45,7 +45,7 @@ def test_a_better_model_becomes_stable_and_its_decision_recomputes_from_the_row(
     assert recompute(row.evidence, scores)
     assert row.evidence["k"] == 1
     assert row.evidence["alpha_k"] == level(1, 0.05)
-    assert row.evidence["drift_stable"] == {"kl_mean": 0.1}
+    assert row.evidence["drift_stable"] == {"kl_mean": 0.1, "relative_frobenius": 0.2}
     assert row.evidence["aa"]["noise"] == 0.0
     assert row.evidence["nomination"] == row.id - 1
     assert row.cost["items"] == 400
@@ -193,7 +193,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("place", range(8))
 def test_a_nomination_stopped_before_or_after_any_job_is_finished_with_the_same_number(
     tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +218,7 @@ def test_a_nomination_stopped_before_or_after_any_job_is_finished_with_the_same_
     assert row is not None
     assert (row.verdict, row.evidence["k"]) == (Verdict.PROMOTED, 1)
     assert events(again) == [Event.NOMINATED, Event.RELEASE]
-    assert len(court.runner.ran) + len(again.runner.ran) == 3      # drift, A/A, gate: none of them twice
+    assert len(court.runner.ran) + len(again.runner.ran) == 4      # drift, A/A, serving, gate: none of them twice
 
 
 def test_bounds_that_changed_meanwhile_do_not_change_the_level_of_an_open_nomination(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safety.bounds import Bounds
 from safety.drift import measure
 from safety.gate import recompute
 from safety.release import nominate
+from safety.serving import serve
 from safety.yardstick import gating
 from safety.yardstick.gating import gate, items_digest, shuffled
 from safety.yardstick.items import Item, TaskSpec
@@ -129,7 +130,7 @@ def test_a_target_without_vault_items_or_a_guard_without_items_is_an_error(world
 
 @pytest.fixture
 def court(world: World, tmp_path: Path) -> Iterator[Court]:
-    court = Court(tmp_path, {"gate": gate, "measure": measure}, tasks=world.tasks)
+    court = Court(tmp_path, {"gate": gate, "measure": measure, "serve": serve}, tasks=world.tasks)
     wide = replace(Bounds().drift.stable, relative_frobenius=1e3, tensor_frobenius=1e3, spectral=1e3,
                    embedding_norm=1e3, kl_mean=1e2, kl_p99=1e2, entropy_shift=10.0, length_shift=10.0)
     court.bounds = replace(
