@@ -7,7 +7,6 @@ under which limit (`safety.admission`). Invariant: what no limit names is refuse
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from safety import admission
 from safety.limits import BoundsError, Looser, Refusal, limit, limits_of, loosenings, read_section, toml_of
+from state import given
 from state.records import Candidate, JsonObject, digest_of
 
 __all__ = [
@@ -174,7 +174,7 @@ class GateBounds:
 
     alpha: float = limit(
         0.05, "chance, over the whole life, of ever releasing a model that is no better", REFUSES_RELEASE,
-        low=0.0, high=0.5, above_low=True,
+        low=1e-9, high=0.5,
     )
     d0: float = limit(0.0, "gain in accuracy that must be exceeded", REFUSES_RELEASE, Looser.DOWN, low=0.0, high=0.5)
     least_gain: float = limit(
@@ -245,11 +245,11 @@ class Bounds:
 def load_bounds(path: Path) -> Bounds:
     """The bounds in a bounds.toml. Raises BoundsError: one line with the file, the section and the key."""
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BoundsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        body = given.read_toml(path)
+    except given.NotValid as error:
         raise BoundsError(f"{path}: not valid TOML: {error}") from error
+    except given.Unreadable as error:
+        raise BoundsError(f"{path}: cannot be read: {error}") from error
     bounds: Bounds = read_section(Bounds(), body, str(path))
     for low, high in (
         ("search.min_weight", "search.max_weight"), ("pipeline.min_learning_rate", "pipeline.max_learning_rate"),
@@ -258,7 +258,14 @@ def load_bounds(path: Path) -> Bounds:
         family = getattr(bounds, section)
         if getattr(family, key) > getattr(family, high.partition(".")[2]):
             raise BoundsError(f"{path}: key {key!r} in section [{section}] is above {high.partition('.')[2]!r}")
+    if not _is_name(bounds.breaker.stop_file):
+        raise BoundsError(f"{path}: key 'stop_file' in section [breaker] must be the name of a file, without a folder")
     return bounds
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file of this name can lie in a folder."""
+    return text == Path(text).name != ".." and "\0" not in text and len(text.encode()) <= 255
 
 
 def loosened(old: Bounds, new: Bounds) -> list[str]:

@@ -6,12 +6,25 @@ import errno
 from pathlib import Path
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+LONGEST_LINE = 2_000
+
+
+def one_line(text: str) -> str:
+    """Text as one line that a terminal only shows: no line ends, no control characters, and not without end."""
+    shown = "".join(
+        char if char.isprintable() else " " if char.isspace() else char.encode("unicode_escape").decode()
+        for char in text[: 2 * LONGEST_LINE]
+    )
+    return shown if len(text) <= LONGEST_LINE else f"{shown[:LONGEST_LINE]} ..."
 
 
 class UserError(Exception):
     """Bad input, or a host that cannot serve. The text is one clear line that says what to do; nothing was changed."""
 
     exit_code = 2
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(one_line(str(text)))
 
 
 class ConfigurationError(UserError):
@@ -22,9 +35,6 @@ class ConfigurationError(UserError):
 
 class StateError(UserError):
     """The state folder cannot be used as it is. The text is one clear line for the operator."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.splitlines()))
 
 
 def in_one_line(what: str, path: Path, error: OSError) -> StateError:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from safety.yardstick import bilingual, gym
 from safety.yardstick.items import Item, TaskError, TaskSpec
+from state import given
 from state.records import Split, seed_from
 
 __all__ = ["TaskError", "draw", "pinned", "read_jsonl", "sealed_ids", "stream"]
@@ -135,9 +136,9 @@ def _pool(path: Path, modified: int, size: int) -> tuple[tuple[Item, ...], str]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}") from error
+        return given.read_bytes(path)
+    except given.Unreadable as error:
+        raise TaskError(f"{path}: {error}") from error
 
 
 def _parsed(path: Path, content: bytes) -> list[Item]:
@@ -149,10 +150,10 @@ def _parsed(path: Path, content: bytes) -> list[Item]:
 
 def _line(path: Path, number: int, line: bytes) -> Item:
     try:
-        body: Any = json.loads(line.decode())
+        body: Any = given.parse_json(line.decode())
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}, line {number}: not UTF-8") from error
-    except ValueError as error:
+    except given.Unreadable as error:
         raise TaskError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(body, dict):
         raise TaskError(f"{path}, line {number}: not an object with prompt and answer")
@@ -161,6 +162,8 @@ def _line(path: Path, number: int, line: bytes) -> Item:
             raise TaskError(f"{path}, line {number}: field {key!r} is missing")
         if not isinstance(body[key], str) or not body[key].strip():
             raise TaskError(f"{path}, line {number}: field {key!r} must be text that is not empty")
+        if any("\ud800" <= char <= "\udfff" for char in body[key]):
+            raise TaskError(f"{path}, line {number}: field {key!r} holds half a character, which is no text")
     return Item.of(body["prompt"].strip(), body["answer"].strip())
 
 
