@@ -216,4 +216,4 @@ def fewest_guard_items(margin: float) -> int:
     most = 1
     while most < MOST_GUARD_ITEMS and not reached(most):
         most *= 2
-    return bisect_left(range(most), True, key=reached)       # a small margin needs millions: they are not walked through
+    return bisect_left(range(most), True, key=reached)       # a small margin needs millions

@@ -46,14 +46,15 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
             raise Unreadable("a folder" if stat.S_ISDIR(kind) else "not a regular file")
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("not a regular file")
-            content = stream.read(most + 1)
+            content = stream.read(most + 1) if status.st_size <= most else b""
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
     except ValueError as error:
         raise Unreadable("no file can have such a name") from error
-    if len(content) > most:
+    if max(len(content), status.st_size) > most:
         raise Unreadable(f"larger than {most >> 10} KiB")
     return content
 

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 
 Key = tuple[str | int, ...]
 NAMES = (
-    "seed", "sede", "", "a b", "a\nb", "\x1b[31mred", "ключ", "\u202egnp", "_env_file", "_cli_parse_args", "_secrets_dir",
-    "__pydantic_self__", "self", "model_config", "__class__", "x" * 300, "'", '"', "\\", "\0", "...", "pooled", "race",
+    "seed", "sede", "", "a b", "a\nb", "\x1b[31mred", "ключ", "\u202egnp", "_env_file", "_cli_parse_args",
+    "_secrets_dir", "__pydantic_self__", "self", "model_config", "__class__", "x" * 300, "'", '"', "\\", "\0",
+    "...", "pooled", "race",
 )
 TEXTS = (
-    "", " ", "\0", "a\nb", "\x1b]0;title\x07", "../../etc/passwd", "/dev/zero", "/dev/null/x", "/proc/self/mem", "x" * 300,
-    "y" * 5000, "loop", "pipe", "models", "~", "🐌" * 80, "nan", "true", "cmaes", "grpo", "jsonl", "bilingual", "\ufeff",
-    "cuda", "float32", "ties",
+    "", " ", "\0", "a\nb", "\x1b]0;title\x07", "../../etc/passwd", "/dev/zero", "/dev/null/x", "/proc/self/mem",
+    "x" * 300, "y" * 5000, "loop", "pipe", "models", "~", "🐌" * 80, "nan", "true", "cmaes", "grpo", "jsonl",
+    "bilingual", "\ufeff", "cuda", "float32", "ties",
 )
 NUMBERS = (
     0, -1, 1, 2, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 10**30, 10**400, 0.0, -0.0, 0.5, 1e-320, 1e-300, 1e308, -1e308,
@@ -66,7 +67,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=True if value.isascii() else False).replace("\x7f", "\\u007f")
+        return json.dumps(value, ensure_ascii=value.isascii()).replace("\x7f", "\\u007f")
     if isinstance(value, dict):
         return "{" + ", ".join(f"{toml_value(str(key))} = {toml_value(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -126,7 +127,8 @@ WHOLES = (
     b"seed = " + b"9" * 5000, b"seed = 1" + b"0" * 4000, b"seed = 0x" + b"f" * 4000, b"seed = 1e99999\n",
     b"seed = 2026-13-45\n", b"seed = 99:99:99\n", nested(40), nested(90), nested(2000), nested(60_000),
     b"a." * 200 + b"a = 1\n", b"a." * 30_000 + b"a = 1\n", b"x = " + b"{a=" * 500 + b"1" + b"}" * 500 + b"\n",
-    b'x = """' + b"a\n" * 1000 + b'"""\n', b"# " + b"c" * 200_000, b"\n" * 200_000, b'x = "\\ud800"\n', b'x = "\\u0000"\n',
+    b'x = """' + b"a\n" * 1000 + b'"""\n', b"# " + b"c" * 200_000, b"\n" * 200_000,
+    b'x = "\\ud800"\n', b'x = "\\u0000"\n',
     b"seed = 1\r\n\r\n", b"seed = 1\r", b"\x1b[2J = 1\n", b"seed = 1 # \x00\n", b"x" * 3_000_000,
 )
 
@@ -148,7 +150,8 @@ def spoiled_texts(draw: st.DrawFn, text: str) -> Spoiled:
         body = body[:place] + draw(st.binary(min_size=1, max_size=6)) + body[place:]
     elif how == "twice":
         number = draw(st.integers(0, len(lines) - 1))
-        body = b"".join([*lines, lines[number]] if draw(st.booleans()) else [*lines[:number], lines[number], *lines[number:]])
+        place = number if draw(st.booleans()) else len(lines)
+        body = b"".join([*lines[:place], lines[number], *lines[place:]])
     elif how == "drop":
         number = draw(st.integers(0, len(lines) - 1))
         body = b"".join(lines[:number] + lines[number + 1 :])

@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from loops.architecture.genome import Operator
 
-
 MOST = 10**9
 LEAST = {
     "groups": 1, "coarse_proposals": 1, "archive": 1, "fitness_items": 1, "fresh_items": 1, "batch_items": 1,

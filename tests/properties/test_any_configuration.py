@@ -118,7 +118,7 @@ def spoil_often(folder: Path, name: str, text: str, judge: Judge, count: int) ->
 
 
 def words_for(keys: tuple[str, ...]) -> list[str]:
-    """Each key as a complaint may show it: plainly, as Python writes it, or with its control characters made visible."""
+    """Each key as a complaint may show it: plainly, as Python writes it, or with its control characters visible."""
     plain = [form for key in keys for form in (key, repr(key), repr(key)[1:-1], " ".join(key.split()))]
     return [form for form in plain if form] + (["''"] if "" in keys else []) + ["unknown key"] * ("" in keys)
 
