@@ -32,6 +32,8 @@ from state.registry import Registry
 TRIALS: Final = frozenset({"train", "segment"})
 """Kinds that get a process of their own: what they leave in memory ends with them."""
 MAY_READ_THE_VAULT: Final = frozenset({"gate", "report"})
+ALONE: Final = TRIALS | MAY_READ_THE_VAULT | {"seal"}
+"""Kinds whose process does no other job: what they leave in its memory, sealed items too, ends with it."""
 ARTEFACT_KINDS: Final = frozenset({"model", "checkpoint", "scores", "data", "vault", "guard", "seal"})
 MOST_ATTEMPTS: Final = 3
 TICK_SECONDS: Final = 0.1
@@ -256,7 +258,7 @@ class LocalRunner:
 
     def _worker(self, spec: JobSpec) -> Worker | None:
         """A warm worker, or a new one for a trial; None where it died before its first word."""
-        if spec.kind not in TRIALS and (warm := self._pool.idle_worker()) is not None:
+        if spec.kind not in ALONE and (warm := self._pool.idle_worker()) is not None:
             return warm
         try:
             nursery = self._pool.nursery()
@@ -302,7 +304,7 @@ class LocalRunner:
 
     def _part(self, worker: Worker, spec: JobSpec) -> None:
         """After a job that was done. A failed one costs its worker: it may have left a model half changed."""
-        if spec.kind in TRIALS:
+        if spec.kind in ALONE:
             worker.dismiss()
         else:
             self._pool.take_back(worker)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from studies import gate
 from studies.gate import Figures
+from studies.lives import DISCORDANCE
 
 NULL_LIVES, NOMINATIONS, NULL_SEED = 200, 1_000, 1
 GAIN_LIVES, CANDIDATES, GAIN_SEED = 100, 1_500, 2
@@ -27,7 +28,7 @@ def page(lives: int | None = None) -> tuple[str, bool]:
 `make study NAME=gate` repeats this ({minutes:.0f} minutes on one busy core; seeds {NULL_SEED} and {GAIN_SEED}).
 `studies/gate.py` is the simulation: levels, bets, futility and decisions are the product's own (`safety.gate`,
 `safety.eprocess`), models are counts of right answers on a vault of {gate.VAULT:,} items that is the same for a whole
-life. Every candidate differs from the model it was made from on {gate.DISCORDANCE:.0%} of the items. alpha =
+life. Every candidate differs from the model it was made from on {DISCORDANCE:.0%} of the items. alpha =
 {gate.ALPHA}. Intervals are 95 %: Wilson's for shares of lives, normal for means over lives.
 
 ## No candidate is ever better
@@ -62,7 +63,7 @@ Required: stable keeps at least {LEAST_SHARE:.0%} of that. **{"Met" if strong el
 - A false release is one whose true accuracy is not above that of the model it replaced. The simulation knows it; nobody
   else does.
 - Rules that ask a large vault about every candidate gain *more* true accuracy here than the two channels, and release
-  worse models along the way. They also look better on their vault than they are, which no user can see.
+  worse models along the way, which they cannot tell from better ones.
 - An e-process on every step is as safe and gains less: single steps are too small to show at its levels.
 - Items are answered independently. In real worlds items share parts; the bound then speaks of the vault as a fixed
   population met in random order.
