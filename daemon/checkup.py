@@ -17,6 +17,7 @@ from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import fewest_guard_items, level, smallest_gain
 from safety.preflight import licence_of, preflight
+from safety.sandbox import Limits, statements
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import read_jsonl
 from state import given
@@ -36,7 +37,7 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
         *_packages(), *_models(settings, root, bounds), *_data(settings, root), *_sources(tasks, root),
         *_tasks(tasks, bounds),
-        *_host(settings, places.state, bounds),
+        *_host(settings, places.state, bounds), *_sandbox(settings, places.state, bounds),
     ]
     found = [(what, well, one_line(text)) for what, well, text in found]
     fine = all(well for _, well, _ in found)
@@ -115,3 +116,11 @@ def _host(settings: Settings, state: Path, bounds: Bounds) -> Iterator[Finding]:
     free, needed = shutil.disk_usage(existing).free / 2**30, bounds.resources.min_disk_free_gib
     yield "disk", free >= needed, f"{free:.1f} GiB free for {state}, {needed:g} must remain"
     yield "device", True, f"{device_of(settings)}, {settings.service.workers} workers of {settings.threads} threads"
+
+
+def _sandbox(settings: Settings, state: Path, bounds: Bounds) -> Iterator[Finding]:
+    """What a worker's sandbox holds on this host, tried out. A missing part is a problem only where it is required."""
+    limits = Limits.of(bounds)
+    where = ", here; the worker unit has limits of its own besides" if settings.service.nursery else ""
+    for part, holds, words in statements(limits, state):
+        yield "sandbox", holds or not limits.required, f"{part}: {words}{where}"

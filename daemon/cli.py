@@ -211,12 +211,24 @@ def bounds_loosen(
     loosen_bounds(config, reason)
 
 
-@app.command(epilog=example("kaizend verify --json"))
-def verify(config: Config = None, as_json: AsJson = False) -> None:
-    """Check the chain, the bytes of every artefact and recompute every decision of the gate."""
+@app.command(epilog=example("kaizend verify --key signing.pub --heads heads.jsonl"))
+def verify(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="An exported ledger; default: the state folder.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="The public key, from where you keep it.")
+    ] = None,
+    heads: Annotated[
+        Path | None, typer.Option("--heads", metavar="FILE", help="Signed heads kept elsewhere: the journal's lines.")
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check chain, signatures and the bytes of every artefact, and recompute every decision of the gate."""
     from daemon.audit import run_audit
 
-    raise typer.Exit(run_audit(config, as_json))
+    raise typer.Exit(run_audit(config, as_json, file, key, heads))
 
 
 @app.command(epilog=example("kaizend score ./some-model --task maths2 --split guard"))
@@ -237,15 +249,23 @@ def score(
 @app.command(epilog=example("kaizend export stable ./my-model"))
 def export(
     words: Annotated[
-        list[str], typer.Argument(metavar="[ID] DIR", help="A row, a digest or a channel (stable); a new folder.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[ID] DIR", help="A row, a digest or a channel (stable); a new folder."),
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option("--ledger", metavar="FILE", help="The whole ledger instead, for `kaizend verify`.")
+    ] = None,
     config: Config = None,
 ) -> None:
-    """A model folder with a card: lineage, evidence and licences."""
+    """A model folder with a card: lineage, evidence and licences. Or the ledger, signed, without the models."""
+    from daemon.ledger_file import write_ledger
     from daemon.operate import export_model
 
-    if len(words) > 2:
-        raise typer.BadParameter("give a model and a folder, or only a folder")
+    if ledger is not None and not words:
+        say(write_ledger(config, ledger))
+        return
+    if ledger is not None or words is None or not 1 <= len(words) <= 2:
+        raise typer.BadParameter("give a model and a folder, or only a folder, or --ledger and a file")
     say(export_model(config, words[0] if words[1:] else "stable", Path(words[-1])))
 
 

@@ -129,7 +129,7 @@ def run_demo(folder: Path, cycles: int | None, seed: int) -> int:
         ("log -n 30", "what was tried and why it was kept or not"),
         (f"show {table.release or 1}", "the evidence behind the last release"),
         ("lineage", "where the stable model comes from"),
-        ("verify", "chain, bytes and every decision, recomputed"),
+        ("verify", "chain, signatures, bytes and every decision, recomputed"),
         ('rollback --reason "trying it"', "the model that was stable before"),
     ):
         console.print(f"  {program()} {words} -c {shown(folder)}".ljust(58) + purpose, soft_wrap=True)

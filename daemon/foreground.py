@@ -23,7 +23,11 @@ def run_in_foreground(config: Path | None, cycles: int | None) -> int:
         log = configure_logs(settings.service.log)
         notifier = Notifier()
         notifier.status("starting")
-        works = wire(settings, places, on_row=lambda row: log_row(log, row))
+        works = wire(
+            settings, places, on_row=lambda row: log_row(log, row),
+            on_head=lambda head: log.info("signed", **head.to_json()),
+            on_missed=lambda reason: log.warning("head not copied", reason=reason),
+        )
     except UserError as error:
         if "INVOCATION_ID" in os.environ:
             raise ConfigurationError(str(error)) from error

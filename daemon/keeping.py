@@ -88,7 +88,8 @@ def _remove(places: Places, gone: list[JsonObject]) -> None:
 
 
 def write_backup(config: Path | None, file: Path) -> None:
-    """One tar file: the database by SQLite's backup, every artefact it names, kaizend.toml and bounds.toml."""
+    """One tar file: the database by SQLite's backup, every artefact it names, the key that signs where it lies in the
+    state folder, kaizend.toml and bounds.toml."""
     places = places_of(config)
     if file.exists():
         raise UserError(f"{file} exists: a backup never overwrites")
@@ -97,8 +98,12 @@ def write_backup(config: Path | None, file: Path) -> None:
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             copy = Path(folder) / DATABASE
             _copy_database(places.database, copy)
+            partial.touch(0o600)                     # it holds the vault and the key
             with Reading(copy) as reading, tarfile.open(partial, "w") as tar:
                 tar.add(copy, DATABASE)
+                for path in (places.state / "signing.key", places.public_key):
+                    if path.is_file():
+                        tar.add(path, path.name)
                 for artefact in reading.artefacts():
                     digest, root = artefact["digest"], VAULT if artefact["kind"] == VAULT else ARTIFACTS
                     tar.add(places.state / root / digest[:2] / digest, f"{root}/{digest[:2]}/{digest}")
@@ -126,6 +131,8 @@ def _copy_database(source: Path, target: Path) -> None:
 def restore_backup(config: Path | None, file: Path) -> None:
     """Fill an empty state folder from a backup that verifies; on any problem the folder is left as it was."""
     from daemon.audit import audit
+    from daemon.trust import Trust
+    from state.signing import read_public
 
     places = places_of(config)
     if places.state.exists() and (not places.state.is_dir() or any(places.state.iterdir())):
@@ -136,7 +143,9 @@ def restore_backup(config: Path | None, file: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         _unpack(file, fresh)
-        if audit(replace(places, state=fresh), as_json=False):
+        restored = replace(places, state=fresh)
+        trust = Trust(read_public(restored.public_key), str(restored.public_key))      # the backup's own
+        if audit(restored, trust, as_json=False):
             raise UserError(f"{file} does not verify (see above): nothing was restored")
         if places.state.is_dir():
             places.state.rmdir()

@@ -7,7 +7,8 @@ The daemon starts the first form; the second is a worker unit of its own, with a
 one daemon that connects and ends with that connection (systemd starts it anew).
 
 It says {"ready": {"seconds": s, "threads": n}} or {"refused": reason} on its control socket, forks a worker for every
-socket it is sent there, and says {"exited": [pid, status]} when one ends. Two invariants. It never computes: a
+socket it is sent there, together with the rules of the worker's sandbox, and says {"exited": [pid, status]} when one
+ends. Two invariants. It never computes: a
 process with an OpenMP pool or a CUDA context must not fork. And nobody outlives anybody: it dies with the daemon and
 the workers die with it, by the kernel's parent-death signal and, for itself, by the end of the control socket.
 """
@@ -27,15 +28,19 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
 from daemon.wire import Wire
 from daemon.worker import JOBS, log, serve
+from safety.sandbox import Rules, confine
 from state.code import code_version
+from state.errors import UserError
 
 PR_SET_PDEATHSIG: Final = 1
 KILL_ME_FIRST: Final = "500"
@@ -121,6 +126,8 @@ def tend(control: socket.socket, table: Mapping[str, str]) -> None:
         for ready, _ in poll.poll():
             if ready in children:
                 poll.unregister(ready)
+                with suppress(ProcessLookupError):              # while its number is still its own
+                    os.killpg(children[ready], signal.SIGKILL)
                 _, status = os.waitpid(children[ready], 0)
                 say(control, {"exited": [children.pop(ready), os.waitstatus_to_exitcode(status)]})
                 os.close(ready)
@@ -129,14 +136,17 @@ def tend(control: socket.socket, table: Mapping[str, str]) -> None:
             if not request:
                 return
             for end in ends:
-                if (pid := fork_worker(end, control, children, table)) is not None:
+                rules = Rules.from_json(json.loads(request))
+                if (pid := fork_worker(end, control, children, table, rules)) is not None:
                     watch = os.pidfd_open(pid)
                     children[watch] = pid
                     poll.register(watch, select.POLLIN)
                 os.close(end)
 
 
-def fork_worker(end: int, control: socket.socket, children: Mapping[int, int], table: Mapping[str, str]) -> int | None:
+def fork_worker(
+    end: int, control: socket.socket, children: Mapping[int, int], table: Mapping[str, str], rules: Rules
+) -> int | None:
     """The new worker's pid, or None where the system refused one: the runner then finds its socket closed."""
     nursery = os.getpid()
     try:
@@ -145,12 +155,12 @@ def fork_worker(end: int, control: socket.socket, children: Mapping[int, int], t
         log(f"no worker could be forked: {error}")
         return None
     if pid == 0:
-        be_worker(end, control, children, table, nursery)
+        be_worker(end, control, children, table, rules, nursery)
     return pid
 
 
 def be_worker(
-    end: int, control: socket.socket, children: Mapping[int, int], table: Mapping[str, str], nursery: int
+    end: int, control: socket.socket, children: Mapping[int, int], table: Mapping[str, str], rules: Rules, nursery: int
 ) -> NoReturn:
     """The forked process, to its end. It never unwinds into the nursery's frames."""
     status = 1
@@ -161,7 +171,16 @@ def be_worker(
         for watch in children:
             os.close(watch)
         prefer_for_the_oom_killer()
-        serve(Wire(socket.socket(fileno=end)), table)
+        wire = Wire(socket.socket(fileno=end))
+        move_temporary_files(rules.temporary)
+        try:
+            holds = confine(rules)
+        except UserError as error:
+            wire.send({"refused": str(error)})
+        else:
+            if holds.missing:
+                log(f"the sandbox lacks {'; '.join(holds.missing)}")
+            serve(wire, table, holds)
         status = 0
     finally:
         if status:
@@ -169,6 +188,12 @@ def be_worker(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def move_temporary_files(folder: str) -> None:
+    """What libraries write on the way goes into the worker's own room: anywhere else the sandbox refuses it."""
+    os.environ.update(dict.fromkeys(("TMPDIR", "CUDA_CACHE_PATH", "TRITON_CACHE_DIR", "XDG_CACHE_HOME"), folder))
+    tempfile.tempdir = None
 
 
 def prefer_for_the_oom_killer() -> None:

@@ -53,8 +53,8 @@ def _roll_back_alone(places: Places, reason: str, to: int | None, working: bool)
     from daemon.lock import Lock
     from safety.rollback import rollback
     from state.database import Database
-    from state.ledger import Ledger
     from state.registry import Registry
+    from state.signed import signed_ledger
 
     if not places.database.is_file():
         raise UserError(f"there is no ledger at {places.database}: nothing to roll back")
@@ -64,7 +64,8 @@ def _roll_back_alone(places: Places, reason: str, to: int | None, working: bool)
             database.migrate()
             registry = Registry(places.state, database)
             registry.reconcile()
-            row = rollback(Ledger(database, registry), registry, to, reason, Actor.OPERATOR, also_working=working)
+            ledger = signed_ledger(database, registry, places.signing_key, places.public_key, places.heads_file)
+            row = rollback(ledger, registry, to, reason, Actor.OPERATOR, also_working=working)
         finally:
             database.close()
     return row.to_json()
@@ -107,8 +108,8 @@ def loosen_bounds(config: Path | None, reason: str) -> None:
     from daemon.bounds_in_force import record_bounds, recorded_bounds
     from daemon.lock import Lock
     from state.database import Database
-    from state.ledger import Ledger
     from state.registry import Registry
+    from state.signed import signed_ledger
 
     if not reason.strip():
         raise UserError("loosening bounds needs a reason")
@@ -120,7 +121,9 @@ def loosen_bounds(config: Path | None, reason: str) -> None:
         database = Database(places.database)
         try:
             database.migrate()
-            ledger = Ledger(database, Registry(places.state, database))
+            ledger = signed_ledger(
+                database, Registry(places.state, database), places.signing_key, places.public_key, places.heads_file
+            )
             recorded = recorded_bounds(ledger)
             if recorded == fresh:
                 print_line("the bounds are the ones in the ledger: nothing to record")

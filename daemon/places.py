@@ -24,6 +24,8 @@ class Places:
     config: Path
     bounds: Path
     state: Path
+    own_key: Path | None = None                 # service.signing_key, where it is named
+    heads_file: Path | None = None              # service.heads_file, where it is named
 
     @property
     def database(self) -> Path:
@@ -32,6 +34,16 @@ class Places:
     @property
     def socket(self) -> Path:
         return self.state / "kaizend.sock"
+
+    @property
+    def signing_key(self) -> Path:
+        """The private key that signs the ledger's heads."""
+        return self.own_key or self.state / "signing.key"
+
+    @property
+    def public_key(self) -> Path:
+        """Its public half: whose signatures this state folder's ledger bears. Removing it allows another key."""
+        return self.state / "signing.pub"
 
 
 def find_config(option: Path | None) -> Path:
@@ -61,10 +73,12 @@ def read_places(config: Path) -> Places:
     service = read_toml(config).get("service", {})
     if not isinstance(service, dict):
         raise UserError(f"{config}: [service] must be a table")
-    paths = {}
-    for key, default in (("bounds", BOUNDS_NAME), ("state", "var")):
+    paths: dict[str, Path | None] = {}
+    for key, default in (("bounds", BOUNDS_NAME), ("state", "var"), ("signing_key", None), ("heads_file", None)):
         value = service.get(key, default)
-        if not isinstance(value, str) or not value or "\0" in value:
+        if key in service and (not isinstance(value, str) or not value or "\0" in value):
             raise UserError(f"{config}: service.{key} must be a path")
-        paths[key] = config.parent / value
-    return Places(config, paths["bounds"], paths["state"])
+        paths[key] = config.parent / value if value else None
+    bounds, state = paths["bounds"], paths["state"]
+    assert bounds is not None and state is not None
+    return Places(config, bounds, state, paths["signing_key"], paths["heads_file"])

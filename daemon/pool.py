@@ -15,12 +15,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from daemon.rooms import Room
 from daemon.wire import Closed, Wire
+from safety.sandbox import Limits, Rules
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 LONGEST_MESSAGE: Final = 1 << 16
@@ -65,6 +67,7 @@ class Nursery:
         self.refusal: str | None = None
         self.started: dict[str, float] | None = None        # seconds of importing, threads of the nursery
         self.ended = False
+        self.workers: set[int] = set()                      # that have said hello and not ended yet
         self._endings: dict[int, int] = {}
         self._changed = threading.Condition()
         self._connected = threading.Event()
@@ -84,12 +87,12 @@ class Nursery:
         )
         self._keeper.start()
 
-    def fork(self) -> Wire:
+    def fork(self, rules: Rules) -> Wire:
         """A wire to a worker that is about to exist. Where it cannot be, the wire is closed from the other side."""
         ours, theirs = socket.socketpair()
         with theirs, suppress(OSError):
             self._connected.wait(CONNECT_ATTEMPTS * CONNECT_PAUSE_SECONDS)
-            socket.send_fds(self._ours, [b"fork"], [theirs.fileno()])
+            socket.send_fds(self._ours, [json.dumps(rules.to_json()).encode()], [theirs.fileno()])
         return Wire(ours)
 
     def wait_started(self, timeout_seconds: float) -> bool:
@@ -144,6 +147,8 @@ class Nursery:
         finally:
             if process is not None:
                 self._bury(process)
+            for worker in self.workers:
+                kill_group(worker)                          # itself is dead; what it started may not be
             with self._changed:
                 self.ended = True
                 self._changed.notify_all()
@@ -188,6 +193,7 @@ class Nursery:
                     self.refusal = reason
                 case {"exited": [int(pid), int(status)]}:
                     self._endings[pid] = status
+                    self.workers.discard(pid)
                     if len(self._endings) > MOST_ENDINGS_KEPT:
                         del self._endings[next(iter(self._endings))]
             self._changed.notify_all()
@@ -201,25 +207,32 @@ class Nursery:
 
 
 class Worker:
-    """One worker that has said hello."""
+    """One worker that has said hello, and its room."""
 
-    def __init__(self, nursery: Nursery, wire: Wire, pid: int) -> None:
+    def __init__(self, nursery: Nursery, wire: Wire, pid: int, room: Room, rules: Rules) -> None:
         self.nursery = nursery
         self.wire = wire
         self.pid = pid
+        self.room = room
+        self.rules = rules
         self.jobs = 0
+        nursery.workers.add(pid)
+
+    def suits(self, reads: Collection[str], limits: Limits) -> bool:
+        """Whether its sandbox is one in which a job that reads these files may run under these limits."""
+        return self.rules.limits == limits and set(reads) <= set(self.rules.read)
 
     def kill(self) -> None:
         """End it and what it started; returns when it is gone."""
         if self.nursery.ending(self.pid, 0) is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            kill_group(self.pid)
         self.nursery.ending(self.pid)
         self.wire.close()
 
     def dismiss(self) -> None:
         """Let it end by itself: it has nothing left to do."""
         self.wire.close()
+        self.room.remove()
 
 
 class Pool:
@@ -241,29 +254,35 @@ class Pool:
             if self._closed:
                 raise Closed
             if self._nursery is None or self._nursery.ended:
+                for worker in self._idle:
+                    worker.dismiss()
                 self._idle.clear()
                 self._nursery = self._make()
             return self._nursery
 
-    def idle_worker(self) -> Worker | None:
-        """The warm worker that was used last: its cache is the fullest."""
+    def idle_worker(self, reads: Collection[str], limits: Limits) -> Worker | None:
+        """The warm worker that was used last, whose cache is the fullest. One that does not suit is let go."""
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
-                if worker.nursery.ending(worker.pid, 0) is None:
+                if worker.nursery.ending(worker.pid, 0) is None and worker.suits(reads, limits):
                     return worker
-                worker.wire.close()
+                worker.dismiss()
             return None
 
     def take_back(self, worker: Worker) -> None:
         """Keep a worker that finished its job warm, unless it has grown old."""
-        keep_small(self._log)
+        self.keep_log_small()
         worker.jobs += 1
         with self._lock:
             if worker.nursery is self._nursery and worker.jobs < MOST_JOBS_IN_A_WORKER:
                 self._idle.append(worker)
                 return
         worker.dismiss()
+
+    def keep_log_small(self) -> None:
+        """Every worker writes to the log, and may write much."""
+        keep_small(self._log)
 
     def pids(self) -> tuple[int | None, list[int]]:
         """The nursery's process id and those of the idle workers."""
@@ -280,6 +299,12 @@ class Pool:
             worker.dismiss()
         if nursery is not None:
             nursery.stop()
+
+
+def kill_group(leader: int) -> None:
+    """Kill every process of a process group, if any is left."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def keep_small(log: Path) -> None:

@@ -3,7 +3,11 @@
 A finished job answers from the job book. Any other is started (recorded first), watched, and ended in one of five
 ways: done, its outputs adopted by the registry; failed, in its own words; out of time; its worker dead too often
 without anything saved in between; or parked, because the service is stopping. Its scratch folder stays only where it
-may be run again: after a park or a kill, so that it continues from what it saved. Never imports torch.
+may be run again: after a park or a kill, so that it continues from what it saved.
+
+Every worker is confined (`safety.sandbox`) to a room of its own (`daemon.rooms`), and what it uses is watched
+(`daemon.meter`). Invariant: what a worker gave is taken only where no process can write to it any more. Never imports
+torch.
 """
 
 from __future__ import annotations
@@ -17,13 +21,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from daemon.pool import Pool, Worker
+from daemon.meter import Meter, group_of
+from daemon.pool import Nursery, Pool, Worker
+from daemon.rooms import Room, reclaim
 from daemon.scratch import discard, open_again, sweep, went_on
 from daemon.wire import Closed
+from safety.bounds import Bounds
+from safety.sandbox import Holds, Limits, Rules
 from state.errors import StateError
 from state.failpoints import failpoint
+from state.files import size_of
 from state.jobbook import JobBook
 from state.jobs import JobFailed, JobResult, JobSpec, Parked
 from state.records import Cost, JsonObject, Verdict
@@ -32,10 +41,15 @@ from state.registry import Registry
 TRIALS: Final = frozenset({"train", "segment"})
 """Kinds that get a process of their own: what they leave in memory ends with them."""
 MAY_READ_THE_VAULT: Final = frozenset({"gate", "report"})
-ALONE: Final = TRIALS | MAY_READ_THE_VAULT | {"seal"}
-"""Kinds whose process does no other job: what they leave in its memory, sealed items too, ends with it."""
+MAKES_THE_VAULT: Final = "seal"
+OWN_PROCESS: Final = TRIALS | MAY_READ_THE_VAULT | {MAKES_THE_VAULT}
+"""Kinds whose process does nothing else, before or after: trials, and whatever has the vault in its memory."""
+SEALED_KINDS: Final = frozenset({"vault", "guard", "seal"})
+MOST_COPIED_BYTES: Final = 1 << 26
+"""Outputs of a warm worker up to this size are copied; a worker with larger ones is ended instead."""
 ARTEFACT_KINDS: Final = frozenset({"model", "checkpoint", "scores", "data", "vault", "guard", "seal"})
 MOST_ATTEMPTS: Final = 3
+LONGEST_WORDS: Final = 1000
 TICK_SECONDS: Final = 0.1
 START_SECONDS: Final = 300.0
 
@@ -47,18 +61,18 @@ def ignore_progress(kind: str, done: float, note: str) -> None:
 class LocalRunner:
     """Satisfies `state.jobs.Runner` with at most `workers` jobs at once. `run` may be called by several threads.
 
-    `folder` holds scratch folders by job digest and worker.log, and must be on the registry's file system. `stopping`
-    is asked all the time: once true, a job gets `grace_seconds` to end and is then put aside. `table` is a Python
-    file whose JOBS replaces the table of jobs; `unit` the socket of a worker unit to use instead of own processes.
-    `on_progress(kind, done, note)` is called by the thread that runs the job. `last_moved` is the monotonic time at
-    which a thread of the runner last looked after its job.
+    `folder` holds scratch folders by job digest, the workers' rooms and worker.log, and must be on the registry's file
+    system. `stopping` is asked all the time: once true, a job gets `grace_seconds` to end and is then put aside.
+    `table` is a Python file whose JOBS replaces the table of jobs; `unit` the socket of a worker unit to use instead of
+    own processes. `bounds` says what a worker may use. `on_progress(kind, done, note)` is called by the thread that
+    runs the job. `last_moved` is the monotonic time at which a thread of the runner last looked after its job.
     """
 
     def __init__(
         self, registry: Registry, jobbook: JobBook, *, folder: Path, workers: int = 1, device: str = "cpu",
         threads: int = 1, code: str = "", stopping: Callable[[], bool] = lambda: False, grace_seconds: float = 3.0,
         on_progress: Callable[[str, float, str], None] = ignore_progress, table: Path | None = None,
-        unit: Path | None = None,
+        unit: Path | None = None, bounds: Callable[[], Bounds] = Bounds,
     ) -> None:
         self.registry = registry
         self.jobbook = jobbook
@@ -70,12 +84,15 @@ class LocalRunner:
         self.stopping = stopping
         self.grace_seconds = grace_seconds
         self.on_progress = on_progress
+        self.bounds = bounds
         self.last_moved = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
+        reclaim(self.folder)
         self._pool = Pool(self.folder, threads, code, table, unit)
         self._places = threading.BoundedSemaphore(workers)
         self._changed = threading.Condition()
         self._running: dict[str, JsonObject] = {}
+        self.sandbox: Holds | None = None           # what the last worker said holds
 
     def start(self) -> None:
         """Throw old scratch away and begin to start the nursery, without waiting for it."""
@@ -166,7 +183,7 @@ class LocalRunner:
             return None
         return result
 
-    def _resolve(self, spec: JobSpec) -> dict[str, str]:
+    def _resolve(self, spec: JobSpec) -> dict[str, Path]:
         """Paths of the inputs. Raises JobFailed for one that is missing, or that this kind of job may not read."""
         if self.code and spec.code and spec.code != self.code:
             raise JobFailed(f"{spec.kind}: the job was made for another version of the program")
@@ -176,7 +193,7 @@ class LocalRunner:
                 raise JobFailed(f"{spec.kind}: the registry does not hold its input {name!r} ({digest[:12]})")
             if self.registry.kind(digest) == "vault" and spec.kind not in MAY_READ_THE_VAULT:
                 raise JobFailed(f"{spec.kind}: its input {name!r} is the vault, which this kind of job may not read")
-            paths[name] = str(self.registry.path(digest).absolute())
+            paths[name] = self.registry.path(digest).absolute()
         return paths
 
     @contextmanager
@@ -214,13 +231,9 @@ class LocalRunner:
     # --- during ---------------------------------------------------------------------------------------------------
 
     def _carry_out(
-        self, spec: JobSpec, scratch: Path, inputs: Mapping[str, str], timeout_seconds: float | None
+        self, spec: JobSpec, scratch: Path, inputs: Mapping[str, Path], timeout_seconds: float | None
     ) -> tuple[JsonObject, float]:
         """What the job told when it was done, and how long workers had it, lost attempts included."""
-        order = {
-            "job": spec.to_json(), "folder": str(scratch), "inputs": inputs, "device": self.device,
-            "threads": self.threads,
-        }
         allowed_seconds = math.inf if timeout_seconds is None else timeout_seconds
         seconds, ending, in_vain = 0.0, "", 0
         while in_vain < MOST_ATTEMPTS:
@@ -234,21 +247,26 @@ class LocalRunner:
             failpoint("runner.started")
             began = time.monotonic()
             try:
-                last = self._watch(worker, spec, order, began, allowed_seconds - seconds)
-                if "failed" in last:
-                    raise JobFailed(f"{spec.kind}: {last['failed']}")
-                seconds += time.monotonic() - began
-                self._part(worker, spec)
-                return last["done"], seconds
+                here, given = worker.room.move_in(scratch, inputs)
+                order = {
+                    "job": spec.to_json(), "folder": str(here), "inputs": given, "device": self.device,
+                    "threads": self.threads,
+                }
+                with sensible(spec.kind):
+                    last = self._watch(worker, spec, order, began, allowed_seconds - seconds)
+                    if "failed" in last:
+                        raise JobFailed(f"{spec.kind}: {plain(last['failed'])}")
+                    taken = self._take_over(worker, spec, scratch, last["done"])
+                return taken, seconds + time.monotonic() - began
             except Closed:
                 seconds += time.monotonic() - began
                 ending = how_it_ended(worker.nursery.ending(worker.pid))
-                worker.kill()
+                end(worker, scratch)
                 if went_on(scratch):                # it goes on from what it saved, so this attempt was not in vain
                     in_vain = 0
                     self.jobbook.saved()
             except BaseException:
-                worker.kill()
+                end(worker, scratch)
                 self.jobbook.lost(spec, self._cost(seconds + time.monotonic() - began))
                 raise
             finally:
@@ -257,14 +275,31 @@ class LocalRunner:
         raise JobFailed(f"{spec.kind}: {ending}, in {MOST_ATTEMPTS} attempts")
 
     def _worker(self, spec: JobSpec) -> Worker | None:
-        """A warm worker, or a new one for a trial; None where it died before its first word."""
-        if spec.kind not in ALONE and (warm := self._pool.idle_worker()) is not None:
+        """A warm worker, or a new one where the kind wants it; None where it died before its first word."""
+        limits, reads = Limits.of(self.bounds()), sources_of(spec.params)
+        if spec.kind not in OWN_PROCESS and (warm := self._pool.idle_worker(reads, limits)) is not None:
             return warm
         try:
             nursery = self._pool.nursery()
         except Closed:
             raise Parked from None
-        wire = nursery.fork()
+        room = Room(self.folder, limits.user)
+        rules = Rules(
+            (str(room.inside), *reads), room.writable, limits, str(room.temporary),
+            limit_data=not self.device.startswith("cuda"),
+        )
+        try:
+            worker = self._hello(spec, nursery, room, rules)
+        except BaseException:
+            room.remove()
+            raise
+        if worker is None:
+            room.remove()
+        return worker
+
+    def _hello(self, spec: JobSpec, nursery: Nursery, room: Room, rules: Rules) -> Worker | None:
+        """The new worker, once it is confined and has said so."""
+        wire = nursery.fork(rules)
         deadline = time.monotonic() + START_SECONDS
         try:
             while (hello := wire.receive(TICK_SECONDS)) is None:
@@ -280,20 +315,33 @@ class LocalRunner:
         except BaseException:
             wire.close()                            # the worker ends as soon as it finds nobody to greet
             raise
-        return Worker(nursery, wire, hello["hello"])
+        if "refused" in hello:
+            wire.close()
+            raise JobFailed(f"{spec.kind}: {hello['refused']}", Verdict.REFUSED)
+        self.sandbox = Holds.from_json(hello["sandbox"])
+        return Worker(nursery, wire, hello["hello"], room, rules)
 
     def _watch(
         self, worker: Worker, spec: JobSpec, order: JsonObject, began: float, allowed_seconds: float
     ) -> JsonObject:
-        """The worker's last word. Raises Closed when it died, JobFailed when its time is up, or Parked."""
+        """The worker's last word. Raises Closed when it died, JobFailed when its time is up or a bound is met, or
+        Parked."""
+        meter = Meter(
+            worker.pid, worker.room.folder, worker.rules.limits, self.bounds().resources.min_disk_free_gib
+        )
         worker.wire.send(order)
         give_up = math.inf
         while True:
             message = worker.wire.receive(TICK_SECONDS)
-            if message is not None and "progress" not in message:
+            self._pool.keep_log_small()
+            last = message is not None and "progress" not in message
+            if refusal := meter.breach(last=last):
+                raise JobFailed(f"{spec.kind}: killed, {refusal}", Verdict.REFUSED)
+            if message is not None and last:
                 return message
             if message is not None:
-                self.on_progress(spec.kind, *message["progress"])
+                done, note = message["progress"]
+                self.on_progress(spec.kind, float(done), plain(note))
             now = self.last_moved = time.monotonic()
             if now - began > allowed_seconds:
                 raise JobFailed(f"{spec.kind}: not done when its {now - began:.0f} seconds were up", Verdict.TIMED_OUT)
@@ -302,12 +350,30 @@ class LocalRunner:
             if now > give_up:
                 raise Parked
 
-    def _part(self, worker: Worker, spec: JobSpec) -> None:
-        """After a job that was done. A failed one costs its worker: it may have left a model half changed."""
-        if spec.kind in ALONE:
-            worker.dismiss()
-        else:
+    def _take_over(self, worker: Worker, spec: JobSpec, scratch: Path, done: JsonObject) -> JsonObject:
+        """What was done, its outputs where the worker cannot write to them any more. Raises JobFailed, StateError.
+
+        A warm worker might hold a file open still: small outputs are copied, so that it stays warm, and for large
+        ones it is ended. A failed job costs its worker anyhow: it may have left a model half changed.
+        """
+        room = worker.room.outside / scratch.name
+        worker.room.move_out(scratch)
+        outputs = {name: inside(scratch, room, Path(path)) for name, path in done["outputs"].items()}
+        if None in outputs.values():
+            raise JobFailed(f"{spec.kind}: an output lies outside the job's folder")
+        kinds = {artefact_kind(name) for name in outputs}
+        if kinds & SEALED_KINDS and spec.kind != MAKES_THE_VAULT:
+            raise JobFailed(f"{spec.kind}: sealed items come from job {MAKES_THE_VAULT!r} alone")
+        size = sum(size_of(path) for path in outputs.values() if path)
+        keeps = spec.kind not in OWN_PROCESS and size <= MOST_COPIED_BYTES and not any(left_behind(worker))
+        if keeps:
             self._pool.take_back(worker)
+        else:
+            end(worker, scratch)
+        return {
+            "values": dict(done["values"]), "items": int(done["items"]), "tokens": int(done["tokens"]),
+            "outputs": outputs, "copied": keeps,
+        }
 
     def _note_pid(self, spec: JobSpec, pid: int | None) -> None:
         with self._changed:
@@ -318,9 +384,8 @@ class LocalRunner:
     def _keep(self, spec: JobSpec, told: JsonObject, seconds: float) -> JobResult:
         """Adopt the outputs and record the result."""
         failpoint("runner.produced")
-        outputs = {
-            name: self.registry.adopt(Path(path), artefact_kind(name)) for name, path in sorted(told["outputs"].items())
-        }
+        adopt = self.registry.add_copy if told["copied"] else self.registry.adopt
+        outputs = {name: adopt(path, artefact_kind(name)) for name, path in sorted(told["outputs"].items())}
         failpoint("runner.adopted")
         result = JobResult(told["values"], outputs, self._cost(seconds, told["items"], told["tokens"]))
         self.jobbook.finished(spec, result)
@@ -329,6 +394,50 @@ class LocalRunner:
 
     def _cost(self, seconds: float, items: int = 0, tokens: int = 0) -> Cost:
         return Cost(seconds, seconds if self.device.startswith("cuda") else 0.0, items, tokens)
+
+
+def end(worker: Worker, scratch: Path) -> None:
+    """End a worker, and take what it had in hand out of its room."""
+    worker.kill()
+    worker.room.move_out(scratch)
+    worker.room.remove()
+
+
+@contextmanager
+def sensible(kind: str) -> Iterator[None]:
+    """What a worker says is the job's word, and a job can go wrong in every way: nonsense is a failure like others."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise JobFailed(f"{kind}: its worker said what no worker says ({type(error).__name__})") from error
+
+
+def plain(words: Any) -> str:
+    """A worker's words as one line that a terminal shows as it is."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(words))[:LONGEST_WORDS]
+
+
+def inside(scratch: Path, room: Path, told: Path) -> Path | None:
+    """Where an output that a worker names lies now; None where it is none of the job's own files."""
+    if not told.is_relative_to(room) or not (path := scratch / told.relative_to(room)).exists():
+        return None
+    return path if scratch.resolve() in path.resolve().parents else None
+
+
+def left_behind(worker: Worker) -> Iterator[int]:
+    """Processes that a job started and did not end."""
+    return (pid for pid in (group_of(worker.pid) if worker.rules.limits.processes else ()) if pid != worker.pid)
+
+
+def sources_of(params: Any) -> tuple[str, ...]:
+    """The files of the operator's that the parameters name as the source of a task's items."""
+    if isinstance(params, Mapping):
+        source = params.get("source")
+        own = (str(source["path"]),) if isinstance(source, Mapping) and "path" in source else ()
+        return tuple(sorted({*own, *(path for value in params.values() for path in sources_of(value))}))
+    if isinstance(params, list | tuple):
+        return tuple(sorted({path for value in params for path in sources_of(value)}))
+    return ()
 
 
 def artefact_kind(output: str) -> str:

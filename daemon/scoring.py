@@ -41,7 +41,8 @@ def score_model(config: Path | None, model: Path, task: str | None, split: str, 
         tasks = [t for t in tasks if t.guard_items]
     if not tasks:
         raise UserError(f"--task {task}: no such task" if task else f"no task has a {split} split")
-    problems = preflight([model], load_bounds(places.bounds))
+    bounds = load_bounds(places.bounds)
+    problems = preflight([model], bounds)
     if problems:
         raise UserError(str(problems[0]))
     sealed = _sealed(places.database, places.state)
@@ -58,7 +59,7 @@ def score_model(config: Path | None, model: Path, task: str | None, split: str, 
             params = {"tasks": [t.to_json() for t in tasks], "split": split, "count": count}
             with LocalRunner(
                 registry, JobBook(database), folder=root / "jobs", device=device_of(settings), threads=settings.threads,
-                code=code_version(),
+                code=code_version(), bounds=lambda: bounds,
             ) as runner:
                 values = runner.run(JobSpec("score", inputs, params, settings.seed, code_version())).values["it"]
         except JobFailed as failure:

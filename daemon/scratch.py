@@ -1,10 +1,14 @@
-"""A job's scratch folder: named by the job's digest, private, and kept exactly as long as the job may be run again."""
+"""A job's scratch folder: named by the job's digest, private, and kept exactly as long as the job may be run again.
+
+Invariant: whatever a job left in it, however deep, locked or named, it can be opened again or removed.
+"""
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +20,18 @@ KEPT_DAYS: Final = 7.0
 
 
 def open_again(scratch: Path) -> None:
-    """Make the folder if it is not there. What a kill during adoption left read-only in it can be written again."""
-    scratch.mkdir(mode=0o700, exist_ok=True)
-    for file in scratch.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(file.stat().st_mode | 0o200)
+    """Make the folder if it is not there. What a kill during adoption left read-only in it can be written again.
+
+    What cannot be opened is thrown away, and the job begins anew.
+    """
+    try:
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        for file in scratch.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(file.stat().st_mode | 0o200)
+    except (OSError, RecursionError):
+        discard(scratch)
+        scratch.mkdir(mode=0o700, exist_ok=True)
 
 
 def newest_save(scratch: Path) -> str:
@@ -33,13 +44,36 @@ def went_on(scratch: Path) -> bool:
     newest, mark = newest_save(scratch), scratch / SEEN
     if newest <= (mark.read_text() if mark.exists() else ""):
         return False
+    mark.unlink(missing_ok=True)                    # whatever a job may have put in its place
     mark.write_text(newest)
     return True
 
 
 def discard(scratch: Path) -> None:
-    """Remove the folder. What cannot be removed now is tried again by `sweep`."""
-    shutil.rmtree(scratch, ignore_errors=True)
+    """Remove the folder. What cannot be removed now is tried again by `sweep`.
+
+    Folders inside are emptied one level at a time, so that neither depth nor a long path stops it.
+    """
+    with suppress(OSError):
+        number = 0
+        while folders := _emptied(scratch):
+            for folder in folders:
+                for inner in _emptied(folder):
+                    number += 1
+                    inner.rename(scratch / f"{os.getpid()}.{time.monotonic_ns()}.{number}")
+                folder.rmdir()
+        scratch.rmdir()
+
+
+def _emptied(folder: Path) -> list[Path]:
+    """The folders inside a folder whose other contents are removed."""
+    folder.chmod(0o700)
+    with os.scandir(folder) as entries:
+        found = [(Path(entry.path), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for path, is_folder in found:
+        if not is_folder:
+            path.unlink()
+    return [path for path, is_folder in found if is_folder]
 
 
 def sweep(folder: Path, finished: Callable[[str], bool]) -> None:

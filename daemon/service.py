@@ -65,6 +65,7 @@ class Service:
                 self.notifier.stopping()
                 self.scheduler.shutdown(wait=False)
             self.works.ledger.forget_attempts()             # an orderly end: what is open took nothing down
+            self.works.ledger.sign_last()
         self.log.info("stopped", cycles=self.works.ledger.root_count())
         return 0
 

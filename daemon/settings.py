@@ -36,6 +36,8 @@ class ServiceSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(1, ge=1, le=64)
     threads: int = Field(0, ge=0, le=4096, description="threads per worker; 0: all cores shared among the workers")
+    signing_key: str = Field("", description="private key (PEM) that signs heads; empty: the state folder's own")
+    heads_file: str = Field("", description="file that every signed head is appended to; empty: none")
     nursery: str = Field("", description="socket of a worker unit; empty: the daemon starts its own")
     log: Literal["auto", "json", "text"] = "auto"
     stop_seconds: float = Field(60.0, ge=0)

@@ -41,6 +41,8 @@ state = "var"                             # ledger, artefacts, and the links `st
 device = "auto"                           # auto, cpu or cuda
 workers = 1                               # worker processes; with one, a run repeats to the bit
 stop_seconds = 60                         # how long a stop may wait for the job in flight
+# heads_file = "/mnt/elsewhere/heads.jsonl"     # every signed head of the ledger is appended here as well
+# signing_key = "/etc/kaizend/signing.key"      # a key of your own; otherwise the first start makes one in `state`
 
 [budget]                                  # of one outermost cycle, everything inside it included
 seconds = 14400

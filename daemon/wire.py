@@ -10,12 +10,15 @@ import json
 import select
 import socket
 import time
+from typing import Final
 
 from state.records import JsonObject, canonical
 
+LONGEST_LINE: Final = 1 << 26
+
 
 class Closed(Exception):
-    """The other side is gone: it closed the socket, or died."""
+    """The other side is gone: it closed the socket, or died, or it does not keep to lines."""
 
 
 class Wire:
@@ -23,7 +26,7 @@ class Wire:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self._unread = b""
+        self._unread = bytearray()
         self._poll = select.poll()
         self._poll.register(end, select.POLLIN)
 
@@ -38,9 +41,15 @@ class Wire:
     def receive(self, timeout_seconds: float | None = None) -> JsonObject | None:
         """The next message, or None when none came in time. Raises Closed; half a last line is nothing."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while b"\n" not in self._unread:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if not self._poll.poll(left):
+        searched = 0
+        while (end := self._unread.find(b"\n", searched)) < 0:
+            searched = len(self._unread)
+            if searched > LONGEST_LINE:
+                raise Closed
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left < 0 < searched:
+                return None                         # what comes without end is not waited for
+            if not self._poll.poll(None if left is None else max(0.0, left) * 1000):
                 return None
             try:
                 data = self._end.recv(1 << 16)
@@ -49,7 +58,8 @@ class Wire:
             if not data:
                 raise Closed
             self._unread += data
-        line, self._unread = self._unread.split(b"\n", 1)
+        line = bytes(self._unread[:end])
+        del self._unread[:end + 1]
         message: JsonObject = json.loads(line)
         return message
 

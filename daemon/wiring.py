@@ -25,6 +25,7 @@ from loops.reward.loop import RewardLoop, frozen, rearm
 from safety.bounds import load_bounds
 from safety.breaker import Breaker, Signs
 from safety.release import ReleaseDesk, Seals
+from safety.sandbox import Limits, require
 from state.code import code_version
 from state.database import Database
 from state.errors import UserError
@@ -32,6 +33,8 @@ from state.jobbook import JobBook
 from state.ledger import Ledger
 from state.records import Actor, Cost, Entry, Event, JsonObject, LoopName, Row
 from state.registry import Registry
+from state.signed import signed_ledger
+from state.signer import OnHead, OnMissed
 
 GIB = 2**30
 VERDICTS_LOOKED_AT = 50
@@ -117,7 +120,8 @@ def device_of(settings: Settings) -> str:
 
 def wire(
     settings: Settings, places: Places, *, on_row: OnRow = lambda row: None,
-    on_progress: OnProgress = lambda kind, done, note: None,
+    on_progress: OnProgress = lambda kind, done, note: None, on_head: OnHead = lambda head: None,
+    on_missed: OnMissed = lambda reason: None,
 ) -> Works:
     """Lock the state folder, open and repair it, start the workers and read or make the beginnings.
 
@@ -133,16 +137,21 @@ def wire(
         database.migrate()
         registry = Registry(places.state, database)
         registry.reconcile()
-        ledger = Ledger(database, registry, on_row=on_row)
+        ledger = signed_ledger(
+            database, registry, places.signing_key, places.public_key, places.heads_file, on_row=on_row,
+            on_head=on_head, on_missed=on_missed,
+        )
         flags = Flags()
         jobbook = JobBook(database)
         code = code_version()
         bounds = BoundsInForce(places.bounds, ledger)
+        if not settings.service.nursery:                  # a worker unit is not this process's to try
+            require(Limits.of(bounds()), places.state)
         runner = LocalRunner(
             registry, jobbook, folder=places.state / "jobs", workers=settings.service.workers,
             device=device_of(settings), threads=settings.threads, code=code, stopping=flags.stop.is_set,
             grace_seconds=min(settings.service.stop_seconds, 30.0), on_progress=on_progress,
-            unit=Path(settings.service.nursery) if settings.service.nursery else None,
+            unit=Path(settings.service.nursery) if settings.service.nursery else None, bounds=bounds,
         )
         closing.enter_context(runner)
         runner.start()

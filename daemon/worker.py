@@ -2,6 +2,7 @@
 
 A worker is a process that `daemon.nursery` forked. It is told a job and answers with progress, then one last word:
 
+    <- {"hello": pid, "sandbox": what holds}
     -> {"job": spec, "folder": path, "inputs": {name: path}, "device": "cpu", "threads": 1}
     <- {"progress": [done, note]}
     <- {"done": {"values": ..., "outputs": {name: path}, "items": n, "tokens": n}}  or  {"failed": reason}
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from daemon.wire import Closed, Wire
+from safety.sandbox import Holds, words_for
 from state.jobs import Desk, JobFunction, JobSpec, Produced
 from state.records import JsonObject, canonical
 
@@ -47,11 +49,11 @@ LONGEST_REASON: Final = 300
 PROGRESS_PAUSE_SECONDS: Final = 0.1
 
 
-def serve(wire: Wire, table: Mapping[str, str]) -> None:
+def serve(wire: Wire, table: Mapping[str, str], holds: Holds) -> None:
     """Announce itself, then serve jobs until the runner closes the wire."""
     cache: dict[str, Any] = {}
     try:
-        wire.send({"hello": os.getpid()})
+        wire.send({"hello": os.getpid(), "sandbox": holds.to_json()})
         while (order := wire.receive()) is not None:
             wire.send(do(order, table, cache, wire))
             os.chdir("/")
@@ -75,7 +77,8 @@ def do(order: JsonObject, table: Mapping[str, str], cache: dict[str, Any], wire:
         raise
     except Exception as error:                                      # noqa: BLE001  a failed job is an answer
         log(f"job {spec.digest} ({spec.kind}) failed\n{traceback.format_exc()}")
-        return {"failed": one_line(error)}
+        denied = words_for(error)
+        return {"failed": f"{one_line(error)} ({denied})" if denied else one_line(error)}
     return answer
 
 

@@ -26,13 +26,21 @@ def audit_releases(rows: Iterable[JsonObject], scores_of: Callable[[str], JsonOb
     for row in rows:
         if row["event"] == Event.NOMINATED:
             nominations[row["id"]] = row
-            if row["evidence"].get("k") != len(nominations):
-                problems.append(f"row {row['id']}: nomination {len(nominations)} of the life calls itself "
-                                f"{row['evidence'].get('k')}")
-        elif row["event"] == Event.RELEASE:
-            asked = nominations.get(row["evidence"].get("nomination", 0))
-            problems += [f"row {row['id']}: {problem}" for problem in _release(row, asked, scores_of)]
+        if row["event"] not in (Event.NOMINATED, Event.RELEASE):
+            continue
+        try:
+            found = _nomination(row, len(nominations)) if row["event"] == Event.NOMINATED else _release(
+                row, nominations.get(row["evidence"].get("nomination", 0)), scores_of
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            found = [f"its evidence is not that of a {row['event']} row: {type(error).__name__}: {error}"]
+        problems += [f"row {row['id']}: {problem}" for problem in found]
     return problems
+
+
+def _nomination(row: JsonObject, number: int) -> list[str]:
+    k = row["evidence"].get("k")
+    return [] if k == number else [f"nomination {number} of the life calls itself {k}"]
 
 
 def _release(

@@ -26,6 +26,7 @@ REFUSES_MODEL = "refuses the model that came out"
 REFUSES_RELEASE = "refuses the release"
 HOLDS_RELEASE = "holds nominations back"
 PAUSES = "pauses the service"
+KILLS = "kills the job"
 REFUSES_INPUT = "refuses the model at start"
 
 
@@ -146,12 +147,30 @@ class RateBounds:
 class ResourceBounds:
     """What the service may use of its host."""
 
-    job_seconds: float = limit(14_400.0, "time of one job", "kills the job", low=1.0, high=1e7, unit="s")
+    job_seconds: float = limit(14_400.0, "time of one job", KILLS, low=1.0, high=1e7, unit="s")
     min_disk_free_gib: float = limit(
         5.0, "free disk space that must remain", PAUSES, Looser.DOWN, low=0.0, high=1e6, unit="GiB")
     gpu_hours_per_day: float = limit(24.0, "GPU time of all jobs in a day", PAUSES, low=0.0, high=1e5, unit="h")
     seconds_per_day: float = limit(
         86_400.0 * 8, "time of all jobs in a day, jobs side by side each counted", PAUSES, low=0.0, high=1e8, unit="s")
+    worker_memory_gib: float = limit(
+        64.0, "memory of one worker, and never more than nine tenths of the host's", KILLS, low=0.1, high=1e5,
+        unit="GiB")
+    scratch_gib: float = limit(200.0, "disk space of one job's scratch folder", KILLS, low=0.001, high=1e6, unit="GiB")
+    worker_processes: int = limit(
+        0, "processes that a worker may start; 0: the kernel refuses every one", KILLS, low=0, high=10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxBounds:
+    """What the sandbox of the workers must be. What it limits is in [resources]."""
+
+    required: bool = limit(
+        False, "refuse to start where a part of the sandbox is missing (`kaizend check` says which hold)",
+        "refuses to start", Looser.DOWN)
+    user: str = limit(
+        "", "user that workers run as where the daemon is root; empty: the daemon's own", "separates the workers",
+        Looser.LONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +226,7 @@ class Bounds:
     guards: GuardBounds = field(default_factory=GuardBounds)
     rate: RateBounds = RateBounds()
     resources: ResourceBounds = ResourceBounds()
+    sandbox: SandboxBounds = SandboxBounds()
     supply: SupplyBounds = SupplyBounds()
     gate: GateBounds = GateBounds()
     breaker: BreakerBounds = BreakerBounds()

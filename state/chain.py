@@ -75,3 +75,10 @@ def check_channels(moved: Mapping[str, str], pointers: Mapping[str, str]) -> lis
         if moved.get(name) != pointers.get(name):
             problems.append(f"{name} points at {stands}, but the ledger moved it to {belongs}")
     return problems
+
+
+def check_latches(latched: set[str], kept: set[str]) -> list[str]:
+    """What is wrong with the latches, given what the chain latched: one taken away, or one that nobody set."""
+    return [f"{digest[:12]} was latched, but its latch is gone" for digest in sorted(latched - kept)] + [
+        f"{digest[:12]} is latched, but by no row" for digest in sorted(kept - latched)
+    ]

@@ -19,6 +19,7 @@ from state import cycles, rows
 from state.database import Database
 from state.errors import StateError
 from state.failpoints import failpoint
+from state.heads import SIGNING_KEY
 from state.jobbook import FINISHED, SAVED
 from state.records import (
     Actor,
@@ -36,11 +37,12 @@ from state.records import (
     digest_of,
 )
 from state.registry import Registry
+from state.signer import Signer
 from state.tables import NO_PARENT, attempts, channels, counters, latches, ledger
 from state.tables import cycles as cycle_table
 
 PAGE = 1000                # rows read at a time
-RESERVED = ("moves", "latched")        # words in a row's evidence that only the ledger itself writes
+RESERVED = ("moves", "latched", SIGNING_KEY)        # words in a row's evidence that only the ledger itself writes
 MOST_FRUITLESS_ATTEMPTS = 3            # of a cycle or a nomination, in a row
 
 
@@ -49,16 +51,18 @@ class Ledger:
 
     def __init__(
         self, database: Database, registry: Registry, clock: Callable[[], datetime] = rows.utc_now,
-        on_row: Callable[[Row], None] = lambda row: None,
+        on_row: Callable[[Row], None] = lambda row: None, signer: Signer | None = None,
     ) -> None:
-        """`on_row` is told each row after it was committed; what it does cannot change what is recorded.
+        """`on_row` is told each row after it was committed; what it does cannot change what is recorded. `signer`
+        signs what is to be signed with it; without one nothing is.
 
         `deciding` is held by whoever looks at what is in force and then moves it, so that two such acts take turns.
         """
         self.database = database
         self.registry = registry
         self.clock = clock
-        self.on_row = on_row
+        self.signer = signer
+        self.on_row = on_row if signer is None else signer.telling(on_row)
         self.deciding = threading.RLock()
 
     # ---------------------------------------------------------------- rows
@@ -88,6 +92,11 @@ class Ledger:
         self._follow(moves)
         self.on_row(row)
         return row
+
+    def sign_last(self) -> None:
+        """Sign the last row, whatever it is: call this when the service stops in an orderly way."""
+        if self.signer is not None:
+            self.signer.sign_last()
 
     def row(self, id: int) -> Row | None:
         with self.database.snapshot() as connection:
@@ -278,8 +287,12 @@ class Ledger:
         said: JsonObject = {"moves": {str(channel): digest for channel, digest in moves.items()}} if moves else {}
         if latch is not None:
             said["latched"] = latch
+        if self.signer is not None and entry.event is Event.GENESIS:
+            said[SIGNING_KEY] = self.signer.key.public
         own = {name: value for name, value in entry.evidence.items() if name not in RESERVED}
         row = rows.add_row(connection, replace(entry, evidence=own | said), self._now())
+        if self.signer is not None:
+            self.signer.sign(connection, row)
         for channel, digest in moves.items():
             values = {"name": str(channel), "digest": digest, "row": row.id}
             mine = channels.c.name == str(channel)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from state.chain import START, check_channels, check_rows
+from state.chain import START, check_channels, check_latches, check_rows
 from state.errors import StateError
+from state.heads import NAMING, Head
 from state.records import Budget, Candidate, Cycle, JsonObject, LoopName, Outcome, Row
 
 JSON_COLUMNS = ("change", "evidence", "cost")
@@ -39,6 +41,15 @@ class Reading:
 
     def close(self) -> None:
         self._connection.close()
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Inside, everything is read from one committed state, whatever the daemon writes meanwhile."""
+        self._all("BEGIN")
+        try:
+            yield
+        finally:
+            self._all("ROLLBACK")
 
     # ---------------------------------------------------------------- rows
 
@@ -88,6 +99,21 @@ class Reading:
             yield from map(_row, page)
             last = page[-1]["id"]
 
+    def links(self) -> Iterator[JsonObject]:
+        """What `heads.HeadCheck` takes, of all rows in the order in which they are kept."""
+        names = ", ".join(f"'{event}'" for event in NAMING)
+        bodies = ", ".join(f"CASE WHEN event IN ({names}) THEN {name} END AS {name}" for name in ("change", "evidence"))
+        query, last = f"SELECT id, hash, event, parent, {bodies} FROM ledger WHERE id > ? ORDER BY id LIMIT ?", -1
+        while page := self._all(query, last, PAGE):
+            for found in page:
+                yield dict(found) | {name: _value(found[name]) for name in ("change", "evidence")}
+            last = page[-1]["id"]
+
+    def heads(self) -> list[Head]:
+        """The signed heads, oldest first."""
+        found = self._all("SELECT row, hash, time, key, signature FROM heads ORDER BY row")
+        return [Head(row, *map(str, texts)) for row, *texts in found]
+
     def rows_with_result(self, digest: str) -> list[Row]:
         """The rows out of which a model came, oldest first: where it comes from."""
         return list(map(_row, self._all("SELECT * FROM ledger WHERE result = ? ORDER BY id", digest)))
@@ -98,14 +124,14 @@ class Reading:
         return (found["id"], found["hash"]) if found else (0, START)
 
     def problems(self, head: tuple[int, str] | None = None) -> list[str]:
-        """What is wrong with the ledger, one line a defect: the chain, its length, and the channels against it."""
-        moved: dict[str, str] = {}
-        found = check_rows(self._followed(moved), head)
+        """What is wrong with the ledger, one line a defect: the chain, its length, channels and latches against it."""
+        moved, latched = dict[str, str](), set[str]()
+        found = check_rows(self._followed(moved, latched), head)
         last, counted = self.head()[0], self.counts()["rows"]
         if last != counted:
             found.append(f"the ledger ends at row {last}, but {counted} rows were written")
         pointers = {name: pointer["digest"] for name, pointer in self.channels().items()}
-        return found + check_channels(moved, pointers)
+        return found + check_channels(moved, pointers) + check_latches(latched, set(self.latches()))
 
     # ---------------------------------------------------------------- cycles
 
@@ -183,11 +209,13 @@ class Reading:
         found = self._one("SELECT id FROM ledger WHERE time >= ? ORDER BY time, id LIMIT 1", since)
         return int(found["id"]) if found else self.head()[0] + 1
 
-    def _followed(self, moved: dict[str, str]) -> Iterator[JsonObject]:
-        """All rows as they stand, noting on the way where each channel was moved last."""
+    def _followed(self, moved: dict[str, str], latched: set[str]) -> Iterator[JsonObject]:
+        """All rows as they stand, noting on the way where each channel was moved last and what was latched."""
         for row in self.every_row():
             if isinstance(row.evidence, dict):
-                moved.update(row.evidence.get("moves", {}))
+                moves, latch = row.evidence.get("moves", {}), row.evidence.get("latched")
+                moved.update(moves if isinstance(moves, dict) else {})
+                latched |= {latch} if isinstance(latch, str) else set()
             yield {name: getattr(row, name) for name in Row.__slots__}
 
     def _cycle(self, found: sqlite3.Row) -> Cycle:

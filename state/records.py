@@ -52,6 +52,7 @@ class Event(StrEnum):
     RELEASE = "release"        # the gate's verdict on a nomination
     ROLLBACK = "rollback"      # stable moved back and the bad digest was latched
     BOUNDS = "bounds"          # the bounds in force changed
+    KEY = "key"                # another key signs the heads from here on
     ALARM = "alarm"            # the reward monitor fired
     OPERATOR = "operator"      # any other act of the operator
 

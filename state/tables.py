@@ -1,14 +1,14 @@
 """The tables, as SQLAlchemy sees them. How they come to be is written in `migrations`; a test holds the two together.
 
-`ledger` is append-only by triggers. JSON is kept as canonical text. A missing parent, loop or verdict is kept as 0 or
-"" where a unique key needs it, because SQL lets NULLs repeat.
+`ledger` and `heads` are append-only by triggers. JSON is kept as canonical text. A missing parent, loop or verdict is
+kept as 0 or "" where a unique key needs it, because SQL lets NULLs repeat.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import Column, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint, text
 
-REVISION = "0001"          # the newest migration: what a database must stand at
+REVISION = "0002"          # the newest migration: what a database must stand at
 NO_PARENT = 0              # cycles.parent of a root cycle
 
 metadata = MetaData()
@@ -40,6 +40,15 @@ ledger = Table(
     Index("ledger_event_loop", "event", "loop"),
     Index("ledger_event_verdict", "event", "verdict"),
     Index("ledger_result", "result"),
+)
+
+heads = Table(             # the ledger as it stood at a row, signed; see `heads`
+    "heads", metadata,
+    Column("row", Integer, ForeignKey("ledger.id"), primary_key=True, autoincrement=False),
+    Column("hash", Text, nullable=False),
+    Column("time", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("signature", Text, nullable=False),
 )
 
 loop_states = Table(       # every state that a recent or open cycle saw; the newest row of a loop is in force

@@ -14,10 +14,14 @@ import json
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from daemon import nursery
 from daemon.nursery import die_with, import_modules, say, tend, wait_for_daemon
 from daemon.worker import JOBS
+from safety.sandbox import confine
+from state.failpoints import ONCE
 
 
 def main(address: Path) -> None:
@@ -27,18 +31,20 @@ def main(address: Path) -> None:
     gc.freeze()
     mine = os.getpid()
     while True:
-        nursery = os.fork()
-        if nursery == 0:
+        served = os.fork()
+        if served == 0:
             die_with(mine)
             with wait_for_daemon(address) as control:
                 serve_one(control, Path(f"{address}.env"))
             os._exit(0)
-        os.waitpid(nursery, 0)
+        os.waitpid(served, 0)
 
 
 def serve_one(control: socket.socket, extra: Path) -> None:
     if extra.exists():
         os.environ.update(json.loads(extra.read_text()))
+    if mark := os.environ.get(ONCE):                    # a worker that kills itself says so outside its sandbox
+        nursery.confine = lambda rules: confine(replace(rules, write=(*rules.write, str(Path(mark).parent))))
     say(control, {"ready": {"seconds": 0.0, "threads": 1}})
     tend(control, JOBS)
 

@@ -15,9 +15,9 @@ from safety.yardstick.items import TaskSpec
 from state.database import Database
 from state.jobbook import JobBook
 from state.jobs import Desk, JobFailed, JobFunction, JobResult, JobSpec, Produced
-from state.ledger import Ledger
 from state.records import Budget, Candidate, Channel, Cost, Entry, Event, LoopName, Outcome, Verdict
 from state.registry import Registry
+from state.signed import signed_ledger
 
 TASKS = (
     TaskSpec("maths", "target", {"kind": "jsonl", "path": "unused"}, vault_items=100),
@@ -73,7 +73,10 @@ class Court:
         self.registry = Registry(self.root, database)
         self.registry.reconcile()
         self.book = JobBook(database)
-        self.ledger = Ledger(database, self.registry, clock=lambda: self.now)
+        self.ledger = signed_ledger(
+            database, self.registry, self.root / "signing.key", self.root / "signing.pub", self.root / "heads.jsonl",
+            clock=lambda: self.now,
+        )
         self.runner = InlineRunner(self.registry, self.book, self.jobs)
 
     def begin(self, stable: str, vault: Path, guard: Path, seal: Path) -> None:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("daemon", "loops", "safety", "state")
 LIMIT_SECONDS = 240.0
 UNTOLD = ("time", "hash", "prev", "cost")          # fields of a row that no two runs share
+ITS_OWN = ("budget", "signing_key")                # the same in a row's evidence
 
 Row = dict[str, Any]
 
@@ -116,7 +117,7 @@ class Life:
 
     def __post_init__(self) -> None:
         if self.unit is not None:
-            self.change("[service]", f'[service]\nnursery = "{self.unit.address}"')
+            self.change("[service]", f'[service]\nheads_file = "heads.jsonl"\nnursery = "{self.unit.address}"')
 
     def on_its_own(self) -> None:
         """From the next start on the daemon boots workers of its own."""
@@ -256,11 +257,11 @@ class Life:
         return int(found[0][0] or 0) if found else 0
 
     def story(self) -> list[Row]:
-        """The ledger's rows as values, without what no two runs share: times, costs, hashes."""
+        """The ledger's rows as values, without what no two runs share: times, costs, hashes, the key that signs."""
         rows = []
         for row in self.rows():
             told = {name: value for name, value in row.items() if name not in UNTOLD}
-            told["evidence"] = {name: value for name, value in told["evidence"].items() if name != "budget"} | {
+            told["evidence"] = {name: value for name, value in told["evidence"].items() if name not in ITS_OWN} | {
                 f"budget.{name}": value
                 for name, value in told["evidence"].get("budget", {}).items() if name != "seconds"
             }

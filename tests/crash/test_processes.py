@@ -122,7 +122,7 @@ def test_nobody_outlives_a_killed_daemon_by_a_second_and_the_job_is_resumed(tmp_
         announced = json.loads(process.stdout.readline())
         pids = [announced["nursery"], *announced["workers"]]
         assert all(alive(pid) for pid in pids)
-        until(lambda: (tmp_path / "jobs" / COUNT.digest / "saved").exists())
+        until(lambda: list((tmp_path / "jobs").glob(f"room-*/out/{COUNT.digest}/saved")))
         process.send_signal(how)
         process.wait()
         until(lambda: not any(alive(pid) for pid in pids), DAEMON_LIMIT_SECONDS)

@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from signatures import check_heads
 
 from state.database import Database
 from state.jobbook import JobBook
-from state.ledger import Ledger
 from state.reading import Reading
 from state.records import Channel
 from state.registry import Registry
+from state.signed import signed_ledger
 
 STATE = Path(__file__).resolve().parent.parent.parent / "state"
 POINTS = sorted(
     name for source in STATE.glob("*.py") for name in re.findall(r"failpoint\(\"([a-z.]+)\"\)", source.read_text())
 )
-PASSAGES = {"database": (1,), "ledger": (1, 3), "registry": (1, 3), "jobbook": (2,)}
+PASSAGES = {"database": (1,), "ledger": (1, 3), "registry": (1, 3), "jobbook": (2,), "signer": (1, 3), "signing": (1,)}
 NEVER_PASSED = {
     "database.backup.before",                                # has a test of its own
     "registry.finish.before", "registry.finish.after",       # only a start after a kill passes them: test_daemon_killed
@@ -36,16 +37,17 @@ from pathlib import Path
 from state.database import Database
 from state.jobbook import JobBook
 from state.jobs import JobResult, JobSpec
-from state.ledger import Ledger
 from state.records import Budget, Candidate, Channel, Cost, Entry, Event, LoopName, Outcome, Verdict
 from state.registry import Registry
+from state.signed import signed_ledger
 
 root = Path(sys.argv[1])
 database = Database(root / "kaizend.db")
 database.migrate()
 registry = Registry(root, database)
 registry.reconcile()
-ledger, jobs = Ledger(database, registry), JobBook(database)
+ledger = signed_ledger(database, registry, root / "signing.key", root / "signing.pub", root / "heads.jsonl")
+jobs = JobBook(database)
 
 
 def made(text):
@@ -74,6 +76,7 @@ def cycle(parent, ordinal, loop, base):
         return found.outcome
     ledger.begin_attempt(found)
     if parent is None:
+        ledger.sign_last()                                   # as a stop that parks would
         result = cycle(found.id, 0, LoopName.PIPELINE, base).result
     else:
         result = job(f"result {parent}")
@@ -144,10 +147,12 @@ def live() -> Iterator[Live]:
 
 
 def story(root: Path) -> Story:
-    """What the ledger says, without times and hashes."""
+    """What the ledger says, without times, hashes and the key."""
     with Reading(root / "kaizend.db") as reading:
         rows = list(reading.every_row())
-    return [(r.id, r.event, r.cycle, r.parent, r.verdict, r.base, r.result, r.evidence) for r in rows]
+    return [
+        (r.id, r.event, r.cycle, r.parent, r.verdict, r.base, r.result, r.evidence | {"signing_key": ""}) for r in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +187,9 @@ def check_invariants(root: Path) -> None:
     registry = Registry(root, database)
     registry.reconcile()
     assert registry.reconcile() == []
-    ledger, jobs = Ledger(database, registry), JobBook(database)
+    ledger = signed_ledger(database, registry, root / "signing.key", root / "signing.pub", root / "heads.jsonl")
+    jobs = JobBook(database)
+    check_heads(root)
     for digest in registry.digests():
         assert registry.verify(digest) == []
     on_disk = {path.name for shelf in registry.artifacts.iterdir() for path in shelf.iterdir()}
@@ -212,7 +219,7 @@ def finished_jobs(database: Database) -> list[str]:
 
 
 def test_every_commit_of_the_ledger_has_a_moment_before_and_after_it() -> None:
-    for file in ("ledger", "jobbook"):
+    for file in ("ledger", "jobbook", "signer"):
         source = (STATE / f"{file}.py").read_text()
         for name in {name.rsplit(".", 1)[0] for name in POINTS if name.startswith(file)}:
             assert f'"{name}.before"' in source and f'"{name}.after"' in source

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from studies.barrier import CLOSED, OPEN, false_releases
-from studies.lives import Pair, differences, refuted_after, releases
 
 from safety.gate import Decision, Rules, decide
+from studies.barrier import CLOSED, OPEN, false_releases
+from studies.lives import Pair, differences, refuted_after, releases
 
 LIVES, NOMINATIONS, VAULT, ALPHA = 60, 200, 1_000, 0.05
 Record = Callable[[str, object], None]

@@ -106,6 +106,13 @@ def test_a_channel_that_nobody_moved_is_found(life: Path) -> None:
     assert "stable points at" in problems(life)
 
 
+def test_a_latch_that_was_taken_away_is_found(life: Path) -> None:
+    before = channels(life)["stable"]
+    assert kaizend(life, "rollback", "--reason", "x").returncode == 0
+    tampered(life, "DELETE FROM latches")
+    assert f"PROBLEM  {before[:12]} was latched, but its latch is gone" in problems(life)
+
+
 def flip(file: Path) -> None:
     mode = file.stat().st_mode
     file.chmod(0o600)

@@ -3,6 +3,7 @@
 import time
 
 from daemon.pool import Nursery
+from safety.sandbox import Limits, Rules
 
 
 def test_the_real_nursery_imports_every_job_and_stays_fit_to_fork(tmp_path):
@@ -14,7 +15,7 @@ def test_the_real_nursery_imports_every_job_and_stays_fit_to_fork(tmp_path):
         assert nursery.started["threads"] == 1
         assert (tmp_path / "worker.log").read_text() == ""
         began = time.monotonic()
-        assert nursery.fork().receive(5)
+        assert nursery.fork(Rules((), (), Limits(8.0, 1.0), str(tmp_path))).receive(5)
         assert time.monotonic() - began < 1
     finally:
         nursery.stop()

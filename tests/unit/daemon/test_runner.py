@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toy_house import House, alive, until
 
+from safety.bounds import Bounds
 from state.jobs import JobFailed, JobResult, JobSpec, Parked
 from state.records import Verdict
 
@@ -145,14 +147,18 @@ def test_a_job_that_cannot_be_loaded_fails_and_the_others_run(house, kind, words
     assert house.runner.run(spec("add", numbers=[2])).values == {"sum": 2}
 
 
-def test_a_job_past_its_deadline_is_killed_with_what_it_started(house, tmp_path):
-    asked = spec("sleep", seconds=30, place=str(tmp_path))
+def test_a_job_past_its_deadline_is_killed_with_what_it_started(house):
+    told: list[str] = []
+    house.runner.on_progress = lambda kind, done, note: told.append(note)
+    house.runner.bounds = lambda: replace(Bounds(), resources=replace(Bounds().resources, worker_processes=2))
+    asked = spec("sleep", seconds=30)
     began = time.monotonic()
     with pytest.raises(JobFailed, match="sleep: not done when its 1 seconds were up") as failed:
         house.runner.run(asked, timeout_seconds=0.6)
     assert failed.value.verdict is Verdict.TIMED_OUT
     assert time.monotonic() - began < 5
-    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    assert len(told[0].split()) == 2
+    assert not any(alive(int(pid)) for pid in told[0].split())
     assert not house.scratch(asked).exists()
     assert house.runner.run(spec("add", numbers=[2])).values == {"sum": 2}
 
@@ -176,14 +182,13 @@ def test_a_nursery_of_another_version_of_the_program_refuses_to_work(tmp_path):
         house.runner.run(JobSpec("add", {}, {"numbers": []}, 0, "a" * 64))
 
 
-def test_two_workers_run_two_jobs_side_by_side_and_results_keep_their_order(house, tmp_path):
-    place = tmp_path / "place"
-    place.mkdir()
-    specs = [spec("meet", seed=seed, place=str(place), others=2) for seed in (1, 2)]
+def test_two_workers_run_two_jobs_side_by_side_and_results_keep_their_order(house):
+    specs = [spec("meet", seed=seed, seconds=0.5) for seed in (1, 2)]
     first, second = house.runner.run_all(specs)
     assert isinstance(first, JobResult)
     assert isinstance(second, JobResult)
     assert first.values["pid"] != second.values["pid"]
+    assert max(first.values["came"], second.values["came"]) < min(first.values["left"], second.values["left"])
     mixed = house.runner.run_all([spec("add", numbers=[1]), spec("fail"), spec("add", numbers=[2])])
     assert [type(result) for result in mixed] == [JobResult, JobFailed, JobResult]
     assert isinstance(mixed[2], JobResult)

@@ -50,15 +50,15 @@ def test_an_older_file_is_backed_up_before_it_is_migrated(
     JobBook(database).started(JobSpec("build"), 1)
     scripts = tmp_path / "migrations"
     subprocess.run(["cp", "-r", str(MIGRATIONS), str(scripts)], check=True)
-    (scripts / "versions" / "r0002.py").write_text(
-        "from alembic import op\nrevision, down_revision = '0002', '0001'\nbranch_labels = depends_on = None\n"
-        "def upgrade():\n    op.execute('DROP TABLE job_starts')\n"
+    (scripts / "versions" / "r9000.py").write_text(
+        f"from alembic import op\nrevision, down_revision = '9000', '{tables.REVISION}'\n"
+        "branch_labels = depends_on = None\ndef upgrade():\n    op.execute('DROP TABLE job_starts')\n"
     )
     monkeypatch.setattr("state.database.MIGRATIONS", scripts)
-    monkeypatch.setattr("state.database.REVISION", "0002")
+    monkeypatch.setattr("state.database.REVISION", "9000")
     database.migrate()
-    assert database.revision() == "0002"
-    kept = sqlite3.connect(tmp_path / "kaizend.db.backup-0001")
+    assert database.revision() == "9000"
+    kept = sqlite3.connect(tmp_path / f"kaizend.db.backup-{tables.REVISION}")
     assert kept.execute("SELECT count(*) FROM job_starts").fetchone() == (1,)
 
 
