@@ -2,13 +2,14 @@
 # make test   sets up and passes the checks and tests
 # make bench  [ONLY=name]   one JSON line per figure
 # make soak   the long tests
+# make study  NAME=gate   a simulation at its full length; writes docs/studies/NAME.md
 
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo check test bench soak clean
+.PHONY: install demo check test bench soak study clean
 
 install: .venv/installed
 
@@ -34,6 +35,9 @@ bench: install
 
 soak: install
 	$(BIN)/pytest -m long
+
+study: install
+	$(BIN)/python -m studies $(NAME)
 
 clean:
 	rm -rf .venv build *.egg-info

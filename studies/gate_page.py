@@ -25,7 +25,7 @@ def page(lives: int | None = None) -> tuple[str, bool]:
     minutes = (time.monotonic() - began) / 60
     return f"""# The gate, beside what others do
 
-`make study NAME=gate` repeats this ({minutes:.0f} minutes on one busy core; seeds {NULL_SEED} and {GAIN_SEED}).
+`make study NAME=gate` repeats this ({minutes:.0f} minutes on one core; seeds {NULL_SEED} and {GAIN_SEED}).
 `studies/gate.py` is the simulation: levels, bets, futility and decisions are the product's own (`safety.gate`,
 `safety.eprocess`), models are counts of right answers on a vault of {gate.VAULT:,} items that is the same for a whole
 life. Every candidate differs from the model it was made from on {DISCORDANCE:.0%} of the items. alpha =
@@ -64,6 +64,8 @@ Required: stable keeps at least {LEAST_SHARE:.0%} of that. **{"Met" if strong el
   else does.
 - Rules that ask a large vault about every candidate gain *more* true accuracy here than the two channels, and release
   worse models along the way, which they cannot tell from better ones.
+- The Ladder bounds how far a reported best score is from the truth, not how often a champion is really better, which is
+  what is counted here.
 - An e-process on every step is as safe and gains less: single steps are too small to show at its levels.
 - Items are answered independently. In real worlds items share parts; the bound then speaks of the vault as a fixed
   population met in random order.

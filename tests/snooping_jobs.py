@@ -48,11 +48,16 @@ def snoop(spec: JobSpec, desk: Desk) -> Produced:
 
 
 def wander(spec: JobSpec, desk: Desk) -> Produced:
-    """Where marks are in the files around it: from its scratch folder up to the state folder and down again."""
-    state = desk.folder.parent.parent
-    found = [str(file.relative_to(state)) for file in state.rglob("*") if MARK.search(content_of(file))]
+    """Where marks are in the files around it: in the whole state folder, and at the paths that it was told outright."""
+    state = Path(spec.params["state"])
+    files = [*every_file(state), *every_file(desk.folder.parent.parent), *map(Path, spec.params["paths"])]
+    found = {str(file) for file in files if MARK.search(content_of(file))}
     log = [name for name in ("1", "2") if MARK.search(content_of(Path("/proc/self/fd") / name))]
-    return Produced({"found": sorted(found) + log})
+    return Produced({"found": sorted(found) + log, "looked": len(files)})
+
+
+def every_file(folder: Path) -> list[Path]:
+    return [Path(at) / name for at, _, names in os.walk(folder) for name in names]
 
 
 def content_of(file: Path) -> bytes:

@@ -140,13 +140,13 @@ def test_the_sound_folder_is_ready(home: Path) -> None:
 def test_any_configuration_is_accepted_or_refused_in_one_line_without_effect(
     home: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    report(spoil_often(home, "kaizend.toml", CONFIG, checked, 250), record_property, 250)
+    report(spoil_often(home, "kaizend.toml", CONFIG, checked, 150), record_property, 150)
 
 
 def test_any_bounds_are_accepted_or_refused_in_one_line_without_effect(
     home: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    report(spoil_often(home, "bounds.toml", DEFAULT_TOML, bounded, 250), record_property, 250)
+    report(spoil_often(home, "bounds.toml", DEFAULT_TOML, bounded, 150), record_property, 150)
 
 
 @pytest.mark.long

@@ -104,7 +104,7 @@ def spoil_often(sound: Path, place: Path, count: int, record_property: Callable[
 def test_any_model_folder_is_accepted_or_refused_in_one_line_without_effect(
     sound: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    spoil_often(sound, tmp_path, 200, record_property)
+    spoil_often(sound, tmp_path, 150, record_property)
 
 
 @pytest.mark.long
