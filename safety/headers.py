@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from state import given
 from state.records import JsonObject
@@ -144,7 +144,7 @@ def _tensor(file: Path, name: str, entry: Any) -> TensorHeader:
     return TensorHeader(DTYPES.get(dtype, dtype), tuple(shape), file)
 
 
-def _are_counts(value: Any) -> bool:
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a list of whole numbers that a file can be as large as."""
     return isinstance(value, list) and all(type(entry) is int and 0 <= entry < 2**63 for entry in value)
 

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -99,9 +100,8 @@ def parse_json(text: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     body = dict(pairs)
     if len(body) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"key {twice!r} is there twice")
+        names = Counter(key for key, _ in pairs)
+        raise ValueError(f"key {names.most_common(1)[0][0]!r} is there twice")
     return body
 
 
