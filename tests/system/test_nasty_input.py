@@ -100,10 +100,10 @@ LIMITS: dict[str, tuple[Spoil, str]] = {
 MODELS = (
     "config.json is a pipe", "config.json is a device", "config.json nested", "config.json is a circle of links",
     "model.safetensors is a pipe", "model.safetensors is a folder", "tokenizer.json is a hole",
-    "length 18446744073709551615", "header nested", "header of digits", "a tensor twice", "overlapping", "offsets below zero", "shape that overflows",
-    "index leads out", "index and single file", "weights elsewhere", "an adapter", "auto_map inside",
-    "auto_map in another processor", "kernels from elsewhere", "tokens of lists", "half a character",
-    "licence of a controller",
+    "length 18446744073709551615", "header nested", "header of digits", "a tensor twice", "overlapping",
+    "offsets below zero", "shape that overflows", "index leads out", "index and single file", "weights elsewhere",
+    "an adapter", "auto_map inside", "auto_map in another processor", "kernels from elsewhere", "tokens of lists",
+    "half a character", "licence of a controller",
 )
 
 
