@@ -2,13 +2,14 @@
 # make test   sets up and passes the checks and tests
 # make bench  [ONLY=name]   one JSON line per figure
 # make soak   the long tests, then hours of the daemon under faults (SOAK_MINUTES=120, FAULTS=2000)
+# make study  NAME=gate   a simulation at its full length; writes docs/studies/NAME.md
 
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo check test bench soak clean
+.PHONY: install demo check test bench soak study clean
 
 install: .venv/installed
 
@@ -36,6 +37,9 @@ soak: install
 	$(BIN)/pytest -m long
 	mkdir -p build
 	$(BIN)/python tests/crash/soak.py build/soak.json
+
+study: install
+	$(BIN)/python -m studies $(NAME)
 
 clean:
 	rm -rf .venv build *.egg-info

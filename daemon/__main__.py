@@ -62,7 +62,9 @@ def unexpected(error: Exception) -> str:
 
 
 def say(text: str) -> None:
-    sys.stderr.write(f"kaizend: {text}\n")
+    from state.errors import one_line
+
+    sys.stderr.write(f"kaizend: {one_line(text)}\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ from safety.sandbox import Limits, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import read_jsonl
+from state import given
 from state.code import PACKAGES
+from state.errors import one_line
 from state.reading import Reading
 from state.records import Event, Verdict
 
@@ -40,6 +42,7 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
         *_tasks(tasks, bounds), *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places.state, bounds), *_sandbox(settings, places.state, bounds),
     ]
+    found = [(what, well, one_line(text)) for what, well, text in found]
     fine = all(well for _, well, _ in found)
     if as_json:
         out({"ready": fine, "findings": [{"what": what, "ok": well, "text": text} for what, well, text in found]})
@@ -73,7 +76,7 @@ def _models(settings: Settings, root: Path, bounds: Bounds) -> Iterator[Finding]
 def _data(settings: Settings, root: Path) -> Iterator[Finding]:
     for name, path in settings.data.items():
         file = root / path
-        if not file.is_file():
+        if not given.is_file(file):
             yield "data", False, f"data.{name}: {file} is not a file"
         elif file.stat().st_size == 0:
             yield "data", False, f"data.{name}: {file} is empty"
@@ -160,7 +163,7 @@ def _watch(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
 
 
 def _host(settings: Settings, state: Path, bounds: Bounds) -> Iterator[Finding]:
-    existing = next(folder for folder in (state, *state.parents) if folder.exists())
+    existing = next(folder for folder in (state, *state.parents) if given.is_file(folder) or given.is_folder(folder))
     free, needed = shutil.disk_usage(existing).free / 2**30, bounds.resources.min_disk_free_gib
     yield "disk", free >= needed, f"{free:.1f} GiB free for {state}, {needed:g} must remain"
     yield "energy", True, energy_in_words(device_of(settings))

@@ -15,6 +15,7 @@ from safety.bounds import Bounds
 from safety.preflight import preflight
 from safety.yardstick.items import TaskSpec
 from safety.yardstick.tasks import pinned, read_jsonl
+from state import given
 from state.errors import ConfigurationError, UserError
 from state.jobs import JobFailed, JobResult, JobSpec, Runner
 from state.ledger import Ledger
@@ -109,7 +110,7 @@ def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
         more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
         raise UserError(f"{problems[0]}{more}")
     for name, path in settings.data.items():
-        if not (root / path).is_file():
+        if not given.is_file(root / path):
             raise UserError(f"data.{name}: {root / path} is not a file")
     for task in resolved_tasks(settings, root):
         if task.source["kind"] == "jsonl":
@@ -133,9 +134,16 @@ def resolved_tasks(settings: Settings, root: Path) -> tuple[TaskSpec, ...]:
     for task in settings.tasks:
         source = dict(task.get("source", {}))
         if "path" in source:
-            source["path"] = str((root / str(source["path"])).resolve())
+            source["path"] = str(_resolved(root / str(source["path"])))
         resolved.append(pinned(TaskSpec.from_json({**task, "source": source})))
     return tuple(resolved)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:                # links in a circle, a name that cannot be
+        raise UserError(f"tasks: {path} cannot be read: {error}") from error
 
 
 def _models(

@@ -6,11 +6,11 @@ Paths in kaizend.toml are relative to the folder it lies in, so that a folder ca
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from state import given
 from state.errors import UserError
 
 CONFIG_NAME = "kaizend.toml"
@@ -50,9 +50,9 @@ def find_config(option: Path | None) -> Path:
     """`--config`, else KAIZEND_CONFIG, else kaizend.toml in the current folder. Raises UserError."""
     named = option or (Path(os.environ["KAIZEND_CONFIG"]) if os.environ.get("KAIZEND_CONFIG") else None)
     path = named or Path(CONFIG_NAME)
-    if path.is_dir():
+    if given.is_folder(path):
         path = path / CONFIG_NAME
-    if not path.is_file():
+    if not given.is_file(path):
         where = f"{path} does not exist" if named else f"no {CONFIG_NAME} in this folder"
         raise UserError(f"{where}: make one with `kaizend init`, or name one with --config or KAIZEND_CONFIG")
     return path.resolve()
@@ -61,10 +61,10 @@ def find_config(option: Path | None) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The file as a tree. Raises UserError naming the file and the place of the error."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        return given.read_toml(path)
+    except given.NotValid as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except given.Unreadable as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
@@ -76,7 +76,7 @@ def read_places(config: Path) -> Places:
     paths: dict[str, Path | None] = {}
     for key, default in (("bounds", BOUNDS_NAME), ("state", "var"), ("signing_key", None), ("heads_file", None)):
         value = service.get(key, default)
-        if key in service and (not isinstance(value, str) or not value):
+        if key in service and (not isinstance(value, str) or not value or "\0" in value):
             raise UserError(f"{config}: service.{key} must be a path")
         paths[key] = config.parent / value if value else None
     bounds, state = paths["bounds"], paths["state"]

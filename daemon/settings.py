@@ -6,7 +6,9 @@ a path outside what exists is an error of one line that names the file and the k
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +35,7 @@ class ServiceSettings(Section):
     bounds: str = "bounds.toml"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(1, ge=1, le=64)
-    threads: int = Field(0, ge=0, description="threads per worker; 0: all cores shared among the workers")
+    threads: int = Field(0, ge=0, le=4096, description="threads per worker; 0: all cores shared among the workers")
     signing_key: str = Field("", description="private key (PEM) that signs heads; empty: the state folder's own")
     heads_file: str = Field("", description="file that every signed head is appended to; empty: none")
     nursery: str = Field("", description="socket of a worker unit; empty: the daemon starts its own")
@@ -66,7 +68,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     service: ServiceSettings = ServiceSettings()
     models: ModelSettings
     data: dict[str, str] = {}
@@ -95,6 +97,7 @@ class Settings(BaseSettings):
 def load_settings(path: Path) -> Settings:
     """Read and check kaizend.toml. Raises UserError with one line naming the file and the key."""
     tree = read_toml(path)
+    _refuse_unusable_values(path, tree)
     try:
         settings = Settings(**tree)
     except ValidationError as error:
@@ -111,10 +114,39 @@ def load_settings(path: Path) -> Settings:
     return settings
 
 
+def _refuse_unusable_values(path: Path, tree: dict[str, Any]) -> None:
+    """What pydantic would let through: keys that are its own arguments, and numbers that are none."""
+    for key in tree:
+        if key not in Settings.model_fields:
+            raise UserError(f"{path}: {_dotted(key)}: unknown key")
+    for key, value in _leaves(tree):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}: {key}: {value} is not a number to work with")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{path}: {key}: a number of so many digits is not one to work with")
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"{path}: {key}: a text with a null character")
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no table and no list, with its dotted key."""
+    if isinstance(value, (dict, list)):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{key}.{_dotted(name)}" if key else _dotted(name))
+    else:
+        yield key, value
+
+
+def _dotted(*parts: str | int) -> str:
+    """A key as a complaint names it: one that a terminal would not show as it is comes in quotes."""
+    texts = [str(part) for part in parts]
+    return ".".join(text if text.isprintable() and text and " " not in text else repr(text) for text in texts)
+
+
 def _first(error: ValidationError) -> str:
     """The first complaint in words: key, what is wrong, and how many more there are."""
     first, *others = error.errors()
-    key = ".".join(str(part) for part in first["loc"])
+    key = _dotted(*first["loc"])
     what = {
         "extra_forbidden": "unknown key",
         "unexpected_keyword_argument": "unknown key",

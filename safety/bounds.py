@@ -7,7 +7,6 @@ under which limit (`safety.admission`). Invariant: what no limit names is refuse
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from safety import admission
 from safety.levels import WARN_TOML, read_levels, warnings_of
 from safety.limits import BoundsError, Looser, Refusal, limit, limits_of, loosenings, read_section, table_of, toml_of
+from state import given
 from state.records import Candidate, JsonObject, digest_of
 
 __all__ = [
@@ -260,7 +260,7 @@ class GateBounds:
 
     alpha: float = limit(
         0.05, "chance, over the whole life, of ever releasing a model that is no better", REFUSES_RELEASE,
-        low=0.0, high=0.5, above_low=True,
+        low=1e-9, high=0.5,
     )
     d0: float = limit(0.0, "gain in accuracy that must be exceeded", REFUSES_RELEASE, Looser.DOWN, low=0.0, high=0.5)
     least_gain: float = limit(
@@ -385,11 +385,11 @@ class Bounds:
 def load_bounds(path: Path) -> Bounds:
     """The bounds in a bounds.toml. Raises BoundsError: one line with the file, the section and the key."""
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BoundsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        body = given.read_toml(path)
+    except given.NotValid as error:
         raise BoundsError(f"{path}: not valid TOML: {error}") from error
+    except given.Unreadable as error:
+        raise BoundsError(f"{path}: cannot be read: {error}") from error
     levels = body.pop("warn", {})
     bounds: Bounds = read_section(Bounds(), body, str(path))
     bounds = replace(bounds, warn=read_levels(levels, bounds, str(path)))
@@ -400,7 +400,14 @@ def load_bounds(path: Path) -> Bounds:
         family = getattr(bounds, section)
         if getattr(family, key) > getattr(family, high.partition(".")[2]):
             raise BoundsError(f"{path}: key {key!r} in section [{section}] is above {high.partition('.')[2]!r}")
+    if not _is_name(bounds.breaker.stop_file):
+        raise BoundsError(f"{path}: key 'stop_file' in section [breaker] must be the name of a file, without a folder")
     return bounds
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file of this name can lie in a folder."""
+    return bool(text) and text == Path(text).name != ".." and "\0" not in text and len(text.encode()) <= 255
 
 
 def loosened(old: Bounds, new: Bounds) -> list[str]:

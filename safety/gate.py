@@ -10,15 +10,17 @@ Under `e-lond` another thing is bounded by alpha: the expected share of false re
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from safety.eprocess import EProcess, futility_of
+from safety.eprocess import BETS, EProcess, futility_of
 from state.records import JsonObject, digest_of
 
 GUARD_LEVEL = 0.05      # each guard; all must pass, so nothing is corrected
 FUTILITY_LEVEL = 0.05   # stops a hopeless test; costs no validity
+MOST_GUARD_ITEMS = 2**62
 
 
 class Decision(StrEnum):
@@ -251,7 +253,14 @@ def smallest_gain(items: int, alpha_k: float, discordance: float = 0.1) -> float
 
 def fewest_guard_items(margin: float) -> int:
     """How many items a guard needs to pass when both models agree on every one of them; fewer can never pass."""
-    test = SequentialTest(EProcess(-margin), 1.0 / GUARD_LEVEL)
-    while test.take((0.0,)) is None:
-        pass
-    return test.evidence.count
+    step = [math.log1p(bet * margin / (1.0 - margin)) for bet in BETS]
+    enough = math.log(len(BETS) / GUARD_LEVEL)
+
+    def reached(count: int) -> bool:
+        logs = [min(count * log, 2 * enough) for log in step]
+        return math.log(sum(map(math.exp, logs))) >= enough
+
+    most = 1
+    while most < MOST_GUARD_ITEMS and not reached(most):
+        most *= 2
+    return bisect_left(range(most), True, key=reached)       # a small margin needs millions

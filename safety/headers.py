@@ -6,15 +6,15 @@ Invariant: no byte of a tensor is read, and a file that is shorter than its head
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from state import given
 from state.records import JsonObject
 
 LONGEST_HEADER = 100 * 2**20          # what the safetensors library itself accepts
@@ -23,8 +23,13 @@ DTYPES = {
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
     "BOOL": "bool",
 }
+BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8,
+}
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LAYER_NAME = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+LAYER_NAME = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.([0-9]{1,9})\.")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 VOCABULARY_KEYS = ("vocab_size",)
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model")
@@ -58,18 +63,31 @@ class TensorHeader:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, those its index names where it has one. Raises HeaderError."""
-    index = folder / INDEX
-    if not index.exists():
+    named = _weight_map(folder)
+    if named is None:
         return sorted(folder.glob("*.safetensors"))
-    body = read_json(index)
-    named = body.get("weight_map")
-    if not isinstance(named, Mapping):
-        raise HeaderError(f"{index}: no weight_map")
-    files = [folder / str(name) for name in sorted({str(name) for name in named.values()})]
-    for file in files:
-        if not file.is_file():
-            raise HeaderError(f"{index}: names {file.name}, which is missing")
+    index = folder / INDEX
+    files = []
+    for name in sorted(set(named.values())):
+        if name != Path(name).name or "\0" in name:
+            raise HeaderError(f"{index}: names {name!r}, which is not the name of a file beside it")
+        if not given.is_file(folder / name):
+            raise HeaderError(f"{index}: names {name}, which is missing")
+        files.append(folder / name)
+    if given.is_file(folder / SINGLE) and folder / SINGLE not in files:
+        raise HeaderError(f"{index}: there is a {SINGLE} beside it, and which of the two is the model is not clear")
     return files
+
+
+def _weight_map(folder: Path) -> dict[str, str] | None:
+    """Which file the index says each tensor is in; None where there is no index."""
+    index = folder / INDEX
+    if not index.is_symlink() and not index.exists():
+        return None
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise HeaderError(f"{index}: no weight_map of tensors and their files")
+    return named
 
 
 def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
@@ -80,42 +98,76 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
             if name in headers:
                 raise HeaderError(f"{file}: tensor {name} is in {headers[name].file.name} as well")
             headers[name] = header
+    absent = sorted((_weight_map(folder) or {}).keys() - headers.keys())
+    if absent:
+        raise HeaderError(f"{folder / INDEX}: names tensor {absent[0]!r}, which is in no file")
     return headers
 
 
 def _file_headers(file: Path) -> dict[str, TensorHeader]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        first = stream.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else size + 1
-        if length > min(size - 8, LONGEST_HEADER):
-            raise HeaderError(f"{file}: truncated or not a safetensors file")
-        text = stream.read(length)
+    if not given.is_file(file):
+        raise HeaderError(f"{file}: cannot be read: not a regular file")
     try:
-        body = json.loads(text)
-        body.pop("__metadata__", None)
-        headers = {
-            name: TensorHeader(
-                DTYPES.get(entry["dtype"], str(entry["dtype"])), tuple(int(side) for side in entry["shape"]), file
-            )
-            for name, entry in body.items()
-        }
-        end = max((int(entry["data_offsets"][1]) for entry in body.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise HeaderError(f"{file}: its header cannot be read") from error
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            first = stream.read(8)
+            length = struct.unpack("<Q", first)[0] if len(first) == 8 else size + 1
+            if length > min(size - 8, LONGEST_HEADER):
+                raise HeaderError(f"{file}: truncated or not a safetensors file")
+            text = stream.read(length)
+    except OSError as error:
+        raise HeaderError(f"{file}: cannot be read: {error.strerror}") from error
+    body = _header(file, text)
+    headers = {name: _tensor(file, name, entry) for name, entry in body.items()}
+    end = 0
+    for place, name in sorted((body[name]["data_offsets"], name) for name in body):
+        if place[0] != end:
+            raise HeaderError(f"{file}: tensor {name!r} begins at byte {place[0]}, the one before it ends at {end}")
+        end = place[1]
     if 8 + length + end != size:
         raise HeaderError(f"{file}: truncated: {size} bytes, its header needs {8 + length + end}")
     return headers
 
 
+def _header(file: Path, text: bytes) -> JsonObject:
+    """The entries of the tensors. A header is an object from its first byte on, padded with spaces."""
+    try:
+        body = given.parse_json(text.decode("utf-8"))
+    except (UnicodeDecodeError, given.Unreadable) as error:
+        raise HeaderError(f"{file}: its header cannot be read: {error}") from error
+    if not isinstance(body, dict) or not text.startswith(b"{"):
+        raise HeaderError(f"{file}: its header is not a JSON object")
+    metadata = body.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise HeaderError(f"{file}: the metadata in its header are not texts")
+    return body
+
+
+def _tensor(file: Path, name: str, entry: Any) -> TensorHeader:
+    """One entry of a header: number format, shape, and as many bytes as they take."""
+    known = entry if isinstance(entry, dict) else {}
+    dtype, shape, place = known.get("dtype"), known.get("shape"), known.get("data_offsets")
+    if not isinstance(dtype, str) or not _are_counts(shape) or not _are_counts(place) or len(place) != 2:
+        raise HeaderError(f"{file}: tensor {name!r} has no proper dtype, shape and data_offsets")
+    needed = math.prod(shape) * BYTES[dtype] if dtype in BYTES else None
+    if place[0] > place[1] or needed not in (None, place[1] - place[0]):
+        raise HeaderError(f"{file}: tensor {name!r} has {place[1] - place[0]} bytes, its shape and dtype need {needed}")
+    return TensorHeader(DTYPES.get(dtype, dtype), tuple(shape), file)
+
+
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
+    """Whether it is a list of whole numbers that a file can be as large as."""
+    return isinstance(value, list) and all(type(entry) is int and 0 <= entry < 2**63 for entry in value)
+
+
 def read_json(file: Path) -> JsonObject:
     """A JSON object from a file. Raises HeaderError."""
     try:
-        body: Any = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HeaderError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        body: Any = given.parse_json(given.read_text(file))
+    except given.NotValid as error:
         raise HeaderError(f"{file}: not valid JSON: {error}") from error
+    except given.Unreadable as error:
+        raise HeaderError(f"{file}: cannot be read: {error}") from error
     if not isinstance(body, dict):
         raise HeaderError(f"{file}: not a JSON object")
     return body
@@ -149,8 +201,8 @@ def facts_of(folder: Path) -> JsonObject:
 def code_keys(folder: Path) -> list[str]:
     """The keys by which the JSON files of a model would have code run that comes with it, as "file: key"."""
     found = []
-    for name in CONFIGS:
-        if (folder / name).is_file():
+    for name in sorted({*CONFIGS, *(file.name for file in folder.glob("*config.json"))}):
+        if (folder / name).is_symlink() or (folder / name).exists():
             found += [f"{name}: {key}" for key in sorted(set(_code_keys(read_json(folder / name))))]
     return found
 

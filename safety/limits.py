@@ -193,7 +193,7 @@ def _checked(value: Any, default: Any, about: Limit, where: str) -> Any:
 
 
 def _number(value: Any, default: float, about: Limit, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
         raise BoundsError(f"{where} must be a number, got {value!r}")
     if isinstance(default, int) and not isinstance(value, int):
         raise BoundsError(f"{where} must be a whole number, got {value!r}")

@@ -14,12 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from safety.bounds import Bounds
-from safety.headers import HeaderError, TensorHeader, code_keys, facts_of, read_json, tensor_headers, weight_files
+from safety.headers import (
+    INDEX,
+    SINGLE,
+    HeaderError,
+    TensorHeader,
+    code_keys,
+    facts_of,
+    read_json,
+    tensor_headers,
+    weight_files,
+)
+from state import given
+from state.errors import one_line
+from state.records import JsonObject
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.gguf")
 HARMLESS = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})   # never loaded
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 TOKENS_SHOWN = 5
+LONGEST_README = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +45,7 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.text}"
+        return one_line(f"{self.path}: {self.text}")
 
 
 def preflight(paths: Sequence[Path], bounds: Bounds) -> list[Problem]:
@@ -49,7 +63,10 @@ def licence_of(folder: Path) -> str:
     is none.
     """
     readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    try:
+        text = given.read_bytes(readme, LONGEST_README).decode("utf-8", errors="replace")
+    except given.Unreadable:
+        text = ""
     parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
     front = parts[1] if len(parts) == 3 and not parts[0].strip() else ""
     found = re.search(r"^licen[sc]e:[ \t]*(.*)((?:\n[ \t]*- .*)*)$", front, flags=re.MULTILINE | re.IGNORECASE)
@@ -68,21 +85,28 @@ def licences_of(folder: Path) -> list[str]:
 
 
 def _alone(path: Path, bounds: Bounds) -> Iterator[Problem]:
-    if not path.is_dir():
+    if not given.is_folder(path):
         yield Problem(path, "missing", "there is no such model folder")
         return
     try:
-        read_json(path / "config.json")
+        config = read_json(path / "config.json")
     except HeaderError as error:
         yield Problem(path, "config", str(error))
         return
+    if not isinstance(config.get("model_type"), str):
+        yield Problem(path, "config", "config.json has no model_type")
     yield from _remote_code(path)
+    yield from _elsewhere(path, config)
     yield from _weights(path, bounds)
     for licence in licences_of(path):
         if licence not in bounds.supply.licences:
             yield Problem(path, "licence", f"licence {licence!r} is not in supply.licences")
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+    if not any(given.is_file(path / name) for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         yield Problem(path, "tokenizer", "there is no tokenizer (tokenizer.json)")
+    try:
+        _tokenizer(path)
+    except HeaderError as error:
+        yield Problem(path, "tokenizer", str(error))
 
 
 def _remote_code(path: Path) -> Iterator[Problem]:
@@ -96,6 +120,14 @@ def _remote_code(path: Path) -> Iterator[Problem]:
         yield Problem(path, "remote_code", f"{name} has the key {key}: code that comes with a model is never run")
 
 
+def _elsewhere(path: Path, config: JsonObject) -> Iterator[Problem]:
+    """What makes a library load other weights than those that are looked at here."""
+    if "transformers_weights" in config:
+        yield Problem(path, "weights", "config.json has transformers_weights: rename the weights instead")
+    if (path / "adapter_config.json").is_symlink() or (path / "adapter_config.json").exists():
+        yield Problem(path, "weights", "there is an adapter (adapter_config.json): merge it into the model first")
+
+
 def _weights(path: Path, bounds: Bounds) -> Iterator[Problem]:
     pickles = sorted(
         file.name for pattern in PICKLES for file in path.glob(pattern) if file.name not in HARMLESS
@@ -104,6 +136,9 @@ def _weights(path: Path, bounds: Bounds) -> Iterator[Problem]:
         if not weight_files(path):
             also = f" ({', '.join(pickles)} cannot be used: convert it)" if pickles else ""
             yield Problem(path, "weights", f"there are no safetensors weights{also}")
+            return
+        if not any(given.is_file(path / name) for name in (SINGLE, INDEX)):
+            yield Problem(path, "weights", f"there is neither {SINGLE} nor {INDEX}, by which weights are found")
             return
         facts = facts_of(path)
     except HeaderError as error:
@@ -155,8 +190,7 @@ def _same_configs(first: Path, other: Path) -> Iterator[Problem]:
 def _same_tokenizers(first: Path, other: Path) -> Iterator[Problem]:
     try:
         mine, theirs = _tokenizer(first), _tokenizer(other)
-    except HeaderError as error:
-        yield Problem(other, "tokenizer", str(error))
+    except HeaderError:                                  # said where the model was looked at alone
         return
     differing = sorted(
         token for token in mine.tokens.keys() | theirs.tokens.keys()
@@ -181,18 +215,27 @@ class _Tokenizer:
 
 
 def _tokenizer(folder: Path) -> _Tokenizer:
+    """What is compared. Raises HeaderError."""
     full = folder / "tokenizer.json"
-    body = read_json(full) if full.is_file() else {}
+    body = read_json(full) if given.is_file(full) else {}
     settings_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    settings = read_json(settings_file) if settings_file.is_file() else {}
-    model = body.get("model") if isinstance(body.get("model"), dict) else {}
-    vocabulary = (model or {}).get("vocab", {})
-    if isinstance(vocabulary, list):                                   # unigram: [[token, score], ..]
-        vocabulary = {entry[0]: place for place, entry in enumerate(vocabulary)}
-    added = {entry["content"]: entry["id"] for entry in body.get("added_tokens", [])}
-    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else settings.get("chat_template")
+    settings = read_json(settings_file) if given.is_file(settings_file) else {}
+    model = body.get("model", {}) if body else {}
+    try:
+        vocabulary = model.get("vocab", {})
+        if isinstance(vocabulary, list):                               # unigram: [[token, score], ..]
+            vocabulary = {entry[0]: place for place, entry in enumerate(vocabulary)}
+        added = {entry["content"]: entry["id"] for entry in body.get("added_tokens") or []}
+        tokens = {**vocabulary, **added}
+        template = given.read_text(template_file) if given.is_file(template_file) else settings.get("chat_template")
+    except given.Unreadable as error:
+        raise HeaderError(f"{template_file}: cannot be read: {error}") from error
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise HeaderError(f"{full}: its tokens cannot be read") from error
+    if not all(isinstance(token, str) and type(place) is int for token, place in tokens.items()):
+        raise HeaderError(f"{full}: a token is not a text with a number")
     return _Tokenizer(
-        {**vocabulary, **added}, (model or {}).get("merges"), {name: _plain(settings.get(name)) for name in SPECIAL},
+        tokens, model.get("merges"), {name: _plain(settings.get(name)) for name in SPECIAL},
         str(template) if template is not None else None,
     )
 

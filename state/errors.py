@@ -8,12 +8,25 @@ from pathlib import Path
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 OF_THE_DISK = NO_SPACE | {errno.EIO, errno.EROFS}
 OF_THE_HOST = OF_THE_DISK | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+LONGEST_LINE = 2_000
+
+
+def one_line(text: str) -> str:
+    """Text as one line that a terminal only shows: no line ends, no control characters, and not without end."""
+    shown = "".join(
+        char if char.isprintable() else " " if char.isspace() else char.encode("unicode_escape").decode()
+        for char in text[: 2 * LONGEST_LINE]
+    )
+    return shown if len(text) <= LONGEST_LINE else f"{shown[:LONGEST_LINE]} ..."
 
 
 class UserError(Exception):
     """Bad input, or a host that cannot serve. The text is one clear line that says what to do; nothing was changed."""
 
     exit_code = 2
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(one_line(str(text)))
 
 
 class ConfigurationError(UserError):
@@ -24,9 +37,6 @@ class ConfigurationError(UserError):
 
 class StateError(UserError):
     """The state folder cannot be used as it is. The text is one clear line for the operator."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.splitlines()))
 
 
 class HostError(StateError):

@@ -5,6 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from loops.architecture.genome import Operator
+
+MOST = 10**9
+LEAST = {
+    "groups": 1, "coarse_proposals": 1, "archive": 1, "fitness_items": 1, "fresh_items": 1, "batch_items": 1,
+    "score_batch": 1, "patience": 0, "merges_between": 0, "inner_trials": 0, "inner_child_trials": 0, "inner_tokens": 0,
+    "inner_seconds": 0, "trained_parents": 0, "seed": 0,
+}
+"""The smallest values with which the loop can work."""
+
 
 class SearchKind(StrEnum):
     CMAES = "cmaes"
@@ -40,3 +50,20 @@ class ArchitectureSettings:
     trained_weight: float = 1.0         # first weight of such a parent
     beside_weight: float = 0.1          # first weight of the others beside it
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not least <= value <= MOST:
+                raise ValueError(f"{name} is {value}, it must be at least {least} and at most {MOST}")
+        for name in ("sigma", "fine_sigma"):
+            if not 0 < getattr(self, name) <= 10:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0 and at most 10")
+        for name in ("mean", "trained_weight", "beside_weight"):
+            if not -10 <= getattr(self, name) <= 10:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be between -10 and 10")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level is {self.level}, it must be between 0 and 1")
+        unknown = [name for name in self.operators if name not in list(Operator)]
+        if unknown or not self.operators:
+            raise ValueError(f"operators must be some of {', '.join(Operator)}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from state.errors import UserError
-from state.records import JsonObject
+from state.records import JsonObject, canonical
 
 ROLES: Final = ("target", "guard")
 VERIFIERS: Final = ("exact", "numeric", "reasoning_gym")
@@ -26,6 +26,11 @@ _SOURCE_KEYS: Final = {
     "reasoning_gym": ({"kind", "generator"}, {"config", "cut"}),
     "bilingual": ({"kind", "family"}, set()),
 }
+_SOURCE_TYPES: Final = {
+    "path": (str, "the name of a file"), "generator": (str, "a name"), "family": (str, "a name"),
+    "sha256": (str, "a digest"), "config": (dict, "a table"), "cut": (int, "a whole number"),
+}
+MOST_ITEMS: Final = 10_000_000
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -89,8 +94,9 @@ class TaskSpec:
         _choice(self.name, "verifier", self.verifier, VERIFIERS)
         for key in ("vault_items", "guard_items"):
             value = getattr(self, key)
-            if type(value) is not int or value < 0:
-                raise TaskError(f"task {self.name}: {key} is {value!r}, it must be a whole number of at least 0")
+            if type(value) is not int or not 0 <= value <= MOST_ITEMS:
+                raise TaskError(
+                    f"task {self.name}: {key} is {value!r}, it must be a whole number from 0 to {MOST_ITEMS}")
         self._check_source()
 
     def _check_source(self) -> None:
@@ -103,6 +109,13 @@ class TaskSpec:
             raise TaskError(f"task {self.name}: source of kind {kind} needs {key!r}")
         for key in sorted(set(self.source) - needed - optional):
             raise TaskError(f"task {self.name}: source of kind {kind} has no setting {key!r}")
+        for key, (wanted, words) in _SOURCE_TYPES.items():
+            if key in self.source and (type(self.source[key]) is not wanted or self.source[key] == ""):
+                raise TaskError(f"task {self.name}: {key} of its source must be {words}, got {self.source[key]!r}")
+        try:
+            canonical(dict(self.source))
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"task {self.name}: its source holds a value that is no JSON: {error}") from error
         if self.verifier == "reasoning_gym" and kind != "reasoning_gym":
             raise TaskError(f"task {self.name}: the verifier reasoning_gym needs a source of kind reasoning_gym")
 

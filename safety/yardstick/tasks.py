@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from safety.yardstick import bilingual, gym
 from safety.yardstick.items import Item, TaskError, TaskSpec
+from state import given
 from state.records import Split, seed_from
 
 __all__ = ["TaskError", "draw", "fresh_items", "pinned", "read_jsonl", "reserved", "sealed_ids", "stream"]
@@ -166,9 +167,9 @@ def _pool(path: Path, modified: int, size: int) -> tuple[tuple[Item, ...], str]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}") from error
+        return given.read_bytes(path)
+    except given.Unreadable as error:
+        raise TaskError(f"{path}: {error}") from error
 
 
 def _parsed(path: Path, content: bytes) -> list[Item]:
@@ -180,10 +181,10 @@ def _parsed(path: Path, content: bytes) -> list[Item]:
 
 def _line(path: Path, number: int, line: bytes) -> Item:
     try:
-        body: Any = json.loads(line.decode())
+        body: Any = given.parse_json(line.decode())
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}, line {number}: not UTF-8") from error
-    except ValueError as error:
+    except given.Unreadable as error:
         raise TaskError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(body, dict):
         raise TaskError(f"{path}, line {number}: not an object with prompt and answer")
@@ -192,6 +193,8 @@ def _line(path: Path, number: int, line: bytes) -> Item:
             raise TaskError(f"{path}, line {number}: field {key!r} is missing")
         if not isinstance(body[key], str) or not body[key].strip():
             raise TaskError(f"{path}, line {number}: field {key!r} must be text that is not empty")
+        if any("\ud800" <= char <= "\udfff" for char in body[key]):
+            raise TaskError(f"{path}, line {number}: field {key!r} holds half a character, which is no text")
     return Item.of(body["prompt"].strip(), body["answer"].strip())
 
 

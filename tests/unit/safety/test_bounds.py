@@ -57,7 +57,7 @@ def test_a_key_that_is_set_is_used_and_a_whole_number_may_stand_for_a_fraction(t
     ("[drift.stable]\nkl_meen = 1.0", ["'kl_meen'", "[drift.stable]", "'kl_mean'"]),
     ("alpha = 0.05", ["'alpha'", "at the top"]),
     ("[gate]\nalpha = \"much\"", ["'alpha'", "[gate]", "number"]),
-    ("[gate]\nalpha = 0.0", ["'alpha'", "above 0", "0.5"]),
+    ("[gate]\nalpha = 0.0", ["'alpha'", "at least", "0.5"]),
     ("[gate]\nalpha = nan", ["'alpha'", "number"]),
     ("[gate]\nalpha = true", ["'alpha'", "number"]),
     ("[reward]\nmax_strength = 0.6", ["'max_strength'", "[reward]", "at most 0.5"]),
