@@ -21,10 +21,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from daemon.energy import EnergyMeter
-from daemon.meter import Meter, group_of
+from daemon.handover import end, plain, sensible, take_over
+from daemon.kinds import MAY_READ_THE_VAULT, OWN_PROCESS, artefact_kind, sources_of
+from daemon.meter import Meter
 from daemon.pool import Nursery, Pool, Worker
 from daemon.rooms import Room, reclaim
 from daemon.scratch import discard, open_again, sweep, went_on
@@ -33,24 +35,12 @@ from safety.bounds import Bounds
 from safety.sandbox import Holds, Limits, Rules
 from state.errors import HostError, StateError, in_one_line
 from state.failpoints import failpoint
-from state.files import size_of
 from state.jobbook import JobBook
 from state.jobs import JobFailed, JobResult, JobSpec, Parked
 from state.records import Cost, JsonObject, Verdict
 from state.registry import Registry
 
-TRIALS: Final = frozenset({"train", "segment"})
-"""Kinds that get a process of their own: what they leave in memory ends with them."""
-MAY_READ_THE_VAULT: Final = frozenset({"gate", "watch", "report"})
-MAKES_SEALED_ITEMS: Final = frozenset({"seal", "deal"})
-OWN_PROCESS: Final = TRIALS | MAY_READ_THE_VAULT | MAKES_SEALED_ITEMS
-"""Kinds whose process does nothing else, before or after: trials, and whatever has the vault in its memory."""
-SEALED_KINDS: Final = frozenset({"vault", "guard", "seal"})
-MOST_COPIED_BYTES: Final = 1 << 26
-"""Outputs of a warm worker up to this size are copied; a worker with larger ones is ended instead."""
-ARTEFACT_KINDS: Final = frozenset({"model", "checkpoint", "scores", "data", "vault", "guard", "seal"})
 MOST_ATTEMPTS: Final = 3
-LONGEST_WORDS: Final = 1000
 TICK_SECONDS: Final = 0.1
 START_SECONDS: Final = 300.0
 
@@ -267,7 +257,7 @@ class LocalRunner:
                         raise HostError(f"{spec.kind}: {failed}: look at the disk of {scratch} and start again")
                     if "failed" in last:
                         raise JobFailed(f"{spec.kind}: {plain(last['failed'])}")
-                    taken = self._take_over(worker, spec, scratch, last["done"])
+                    taken = take_over(self._pool, worker, spec, scratch, last["done"])
                 return taken, seconds + time.monotonic() - began
             except Closed:
                 seconds += time.monotonic() - began
@@ -362,32 +352,6 @@ class LocalRunner:
             if now > give_up:
                 raise Parked
 
-    def _take_over(self, worker: Worker, spec: JobSpec, scratch: Path, done: JsonObject) -> JsonObject:
-        """What was done, its outputs where the worker cannot write to them any more. Raises JobFailed, StateError.
-
-        A warm worker might hold a file open still: small outputs are copied, so that it stays warm, and for large
-        ones it is ended. A failed job costs its worker anyhow: it may have left a model half changed.
-        """
-        room = worker.room.outside / scratch.name
-        worker.room.move_out(scratch)
-        outputs = {name: inside(scratch, room, Path(path)) for name, path in done["outputs"].items()}
-        if None in outputs.values():
-            raise JobFailed(f"{spec.kind}: an output lies outside the job's folder")
-        kinds = {artefact_kind(name) for name in outputs}
-        if kinds & SEALED_KINDS and spec.kind not in MAKES_SEALED_ITEMS:
-            makers = ", ".join(sorted(MAKES_SEALED_ITEMS))
-            raise JobFailed(f"{spec.kind}: sealed items come from the jobs {makers} alone")
-        size = sum(size_of(path) for path in outputs.values() if path)
-        keeps = spec.kind not in OWN_PROCESS and size <= MOST_COPIED_BYTES and not any(left_behind(worker))
-        if keeps:
-            self._pool.take_back(worker)
-        else:
-            end(worker, scratch)
-        return {
-            "values": dict(done["values"]), "items": int(done["items"]), "tokens": int(done["tokens"]),
-            "outputs": outputs, "copied": keeps,
-        }
-
     def _note_pid(self, spec: JobSpec, pid: int | None) -> None:
         with self._changed:
             self._running[spec.digest]["pid"] = pid
@@ -408,56 +372,6 @@ class LocalRunner:
     def _cost(self, seconds: float, items: int = 0, tokens: int = 0) -> Cost:
         gpu_seconds = seconds if self.device.startswith("cuda") else 0.0
         return Cost(seconds, gpu_seconds, items, tokens, self._energy.joules())
-
-
-def end(worker: Worker, scratch: Path) -> None:
-    """End a worker, and take what it had in hand out of its room."""
-    worker.kill()
-    worker.room.move_out(scratch)
-    worker.room.remove()
-
-
-@contextmanager
-def sensible(kind: str) -> Iterator[None]:
-    """What a worker says is the job's word, and a job can go wrong in every way: nonsense is a failure like others."""
-    try:
-        yield
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise JobFailed(f"{kind}: its worker said what no worker says ({type(error).__name__})") from error
-
-
-def plain(words: Any) -> str:
-    """A worker's words as one line that a terminal shows as it is."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(words))[:LONGEST_WORDS]
-
-
-def inside(scratch: Path, room: Path, told: Path) -> Path | None:
-    """Where an output that a worker names lies now; None where it is none of the job's own files."""
-    if not told.is_relative_to(room) or not (path := scratch / told.relative_to(room)).exists():
-        return None
-    return path if scratch.resolve() in path.resolve().parents else None
-
-
-def left_behind(worker: Worker) -> Iterator[int]:
-    """Processes that a job started and did not end."""
-    return (pid for pid in (group_of(worker.pid) if worker.rules.limits.processes else ()) if pid != worker.pid)
-
-
-def sources_of(params: Any) -> tuple[str, ...]:
-    """The files of the operator's that the parameters name as the source of a task's items."""
-    if isinstance(params, Mapping):
-        source = params.get("source")
-        own = (str(source["path"]),) if isinstance(source, Mapping) and "path" in source else ()
-        return tuple(sorted({*own, *(path for value in params.values() for path in sources_of(value))}))
-    if isinstance(params, list | tuple):
-        return tuple(sorted({path for value in params for path in sources_of(value)}))
-    return ()
-
-
-def artefact_kind(output: str) -> str:
-    """The kind under which an output is kept: its name up to a colon where that is a kind, else data."""
-    kind = output.partition(":")[0]
-    return kind if kind in ARTEFACT_KINDS else "data"
 
 
 def how_it_ended(status: int | None) -> str:

@@ -366,7 +366,7 @@ def test_a_line_without_end_does_not_fill_the_daemons_memory(house):
 @pytest.mark.parametrize("size", [10, (1 << 20) + 1])
 def test_an_output_that_the_worker_holds_open_is_not_changed_after_it_was_taken(house, monkeypatch, size):
     """Small ones are copied; for large ones the worker is ended, and the next job has nothing left to write to."""
-    monkeypatch.setattr("daemon.runner.MOST_COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr("daemon.handover.MOST_COPIED_BYTES", 1 << 20)
     result = house.runner.run(JobSpec("keep_open", {}, {"bytes": size}))
     _, idle = house.runner.pids()
     assert bool(idle) is (size == 10)
