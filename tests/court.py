@@ -186,7 +186,7 @@ def canned(
                     "old": [float(gain < 0) if turn else 0.0 for turn in turned]}
 
         scores = {
-            "targets": record("maths", on_new_items),
+            "targets": record(spec.params["targets"][0], on_new_items),
             "guards": {name: record(name, on_new_guard) for name in spec.params["guards"]},
         }
         (desk.folder / "scores.json").write_text(json.dumps(scores))

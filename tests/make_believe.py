@@ -109,7 +109,7 @@ def write_model(folder: Path, skill: float, made_by: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     header = json.dumps({"layers.0.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<f", skill))
-    (folder / "config.json").write_text('{"model_type": "toy", "num_hidden_layers": 1}')
+    (folder / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
     (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     (folder / "skill.json").write_text(json.dumps({"skill": skill, "made_by": made_by}))
@@ -129,6 +129,18 @@ def seal(spec: JobSpec, desk: Desk) -> Produced:
 
 def measure(spec: JobSpec, desk: Desk) -> Produced:
     return canned()["measure"](spec, desk)
+
+
+def serve(spec: JobSpec, desk: Desk) -> Produced:
+    return canned()["serve"](spec, desk)
+
+
+def deal(spec: JobSpec, desk: Desk) -> Produced:
+    return canned()["deal"](spec, desk)
+
+
+def watch(spec: JobSpec, desk: Desk) -> Produced:
+    return canned()["watch"](spec, desk)
 
 
 def gate(spec: JobSpec, desk: Desk) -> Produced:
@@ -206,5 +218,5 @@ def trained(spec: JobSpec, desk: Desk, reached: int, steps: int, values: JsonObj
 
 JOBS: dict[str, Any] = {
     name: f"make_believe:{name}"
-    for name in ("seal", "measure", "gate", "screen", "build", "compare", "train", "segment")
+    for name in ("seal", "measure", "serve", "gate", "deal", "watch", "screen", "build", "compare", "train", "segment")
 }
