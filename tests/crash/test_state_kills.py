@@ -192,7 +192,7 @@ def test_a_kill_loses_nothing_and_the_next_life_ends_as_if_it_had_not_happened(
 
 
 @pytest.mark.parametrize(("fault", "passages"), [
-    (Fault.EIO, (1,)), (Fault.SHORT, (1,)), (Fault.ENOSPC, (1,)),
+    (Fault.EIO, (1,)), (Fault.SHORT, (1,)), (Fault.ENOSPC, (1,)), (Fault.RAISE, (1,)),
     *(pytest.param(fault, (1, 2, 4), marks=pytest.mark.long) for fault in Fault if fault is not Fault.KILL),
 ])
 def test_any_other_fault_loses_nothing_either(
