@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from daemon.energy import EnergyMeter
-from daemon.meter import Meter, group_of
+from daemon.meter import Meter, group_of, is_seen
 from daemon.pool import Nursery, Pool, Worker
 from daemon.rooms import Room, reclaim
 from daemon.scratch import discard, open_again, sweep, went_on
@@ -330,6 +330,12 @@ class LocalRunner:
         if "refused" in hello:
             wire.close()
             raise JobFailed(f"{spec.kind}: {hello['refused']}", Verdict.REFUSED)
+        if not is_seen(hello["hello"]) and nursery.ending(hello["hello"]) is None:
+            wire.close()
+            raise JobFailed(
+                f"{spec.kind}: resources.worker_memory_gib cannot be held: /proc hides the workers from the daemon",
+                Verdict.REFUSED,
+            )
         self.sandbox = Holds.from_json(hello["sandbox"])
         return Worker(nursery, wire, hello["hello"], room, rules)
 

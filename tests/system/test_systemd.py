@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machine import Machine, why_not
+from machine import USER, Machine, why_not
 from miniature import copy_of
 
 STATE = "/var/lib/kaizend"
 BOUNDS = "/etc/kaizend/bounds.toml"
 STOP_SECONDS = 90                                   # the unit's TimeoutStopSec
 PLACES = f'[service]\nstate = "{STATE}"\nnursery = "/run/kaizend-worker/worker.sock"'
-LONG_TRAINING = {"stop_seconds = 5": "stop_seconds = 1", "steps = 16\n\n[pipeline.grpo]": "steps = 1200\n\n[pipeline.grpo]"}
+LONG_TRAINING = {"stop_seconds = 5": "stop_seconds = 1", "steps = 16\n\n[pipeline.grpo]": "steps = 400\n\n[pipeline.grpo]"}
 DROP_INS = {
     # As shipped it would take two minutes to see that the daemon hangs, and ten seconds more until it is there again.
     "kaizend.service": "[Service]\nWatchdogSec=10\nRestartSec=1\n",
@@ -89,6 +89,14 @@ def test_the_worker_sees_its_jobs_and_nothing_else_from_the_first_start_on(machi
     assert machine.run("ls", "-A", f"{inside}/etc/kaizend").stdout == ""
     assert machine.run("ls", f"/proc/{nursery}/task").stdout.split() == [nursery]       # fit to fork
     assert not [entry for entry in machine.journal("kaizend-worker") if "lacks" in str(entry["MESSAGE"])]
+
+
+def test_the_daemon_sees_what_its_workers_use(machine: Machine) -> None:
+    """As its user in its own namespaces: the bounds on memory, processes and threads are held by looking at /proc."""
+    nursery, daemon = machine.property("MainPID", "kaizend-worker"), machine.property("MainPID")
+    look = ["nsenter", "-t", daemon, "-m", "-U", "-S", str(USER), "-G", str(USER), "--"]
+    assert "RssAnon" in told(machine.run(*look, "grep", "RssAnon", f"/proc/{nursery}/status"))
+    told(machine.run(*look, "ls", "-d", f"/proc/{nursery}/task"))
 
 
 def test_a_stop_in_the_middle_of_training_parks_the_job_and_a_start_continues_it(machine: Machine) -> None:
