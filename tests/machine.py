@@ -25,6 +25,10 @@ SYSTEMD: Final = Path("/usr/lib/systemd/systemd")
 PROGRAMS: Final = ("unshare", "nsenter", "setpriv", "pivot_root", "chroot", "systemctl", "journalctl")
 PACKAGES: Final = ("daemon", "loops", "safety", "state")
 UNITS: Final = ("kaizend.service", "kaizend-worker.service")
+NAMESPACES: Final = (
+    "unshare", "--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--net", "--mount-proc",
+    "--propagation", "private",
+)
 USER: Final = 990
 LIMIT_SECONDS: Final = 90.0
 
@@ -47,9 +51,18 @@ def why_not() -> str:
         return f"there is no {SYSTEMD}"
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         return f"there is no {', '.join(missing)}"
-    if not cgroup_root():
-        return "no cgroup2 is mounted"
-    return ""
+    root = cgroup_root()
+    if root is None:
+        return "no cgroup2 is mounted to be written to"
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix="kaizend-machine-", dir=root))
+    except OSError as error:
+        return f"no cgroup can be made: {error.strerror}"
+    tried = subprocess.run(
+        [*NAMESPACES, "--cgroup", "--", "mount", "-n", "-t", "cgroup2", "private", tempfile.gettempdir()],
+        capture_output=True, text=True, check=False,
+    )
+    return "" if tried.returncode == 0 else f"no namespaces or mounts of its own: {tried.stderr.strip()}"
 
 
 def cgroup_root() -> Path | None:
@@ -83,8 +96,7 @@ class Machine:
         self.output = (self.home / "output").open("w+")
         packages = next(path for path in site.getsitepackages() if path.endswith("site-packages"))
         self.outer = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--fork", "--kill-child", "--pid", "--mount", "--uts",
-             "--ipc", "--net", "--mount-proc", "--propagation", "private", "--",
+            ["setpriv", "--pdeathsig", "KILL", "--", *NAMESPACES, "--",
              str(ROOT / "tests" / "private_root.sh"), str(self.home / "root"), str(self.group),
              str(self.home / "world"), sys.base_prefix, packages, os.readlink("/proc/self/ns/mnt"), *self.program],
             stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output,

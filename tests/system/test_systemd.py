@@ -1,13 +1,16 @@
 """The two units under a real systemd: ready, reload, stop and resume, watchdog, exit 78, and what the worker sees.
 
-One machine for all of them, and one life of the daemon in it, so the tests stand in the order of that life.
+One machine for all of them, and one life of the daemon in it, so the tests stand in the order of that life. The one of
+the watchdog is `long`: run alone, it starts its own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,10 @@ STATE = "/var/lib/kaizend"
 BOUNDS = "/etc/kaizend/bounds.toml"
 STOP_SECONDS = 90                                   # the unit's TimeoutStopSec
 PLACES = f'[service]\nstate = "{STATE}"\nnursery = "/run/kaizend-worker/worker.sock"'
-LONG_TRAINING = {"stop_seconds = 5": "stop_seconds = 1", "steps = 16\n\n[pipeline.grpo]": "steps = 400\n\n[pipeline.grpo]"}
+LONG_TRAINING = {
+    "stop_seconds = 5": "stop_seconds = 1",
+    "steps = 16\n\n[pipeline.grpo]": "steps = 400\n\n[pipeline.grpo]",
+}
 DROP_INS = {
     # As shipped it would take two minutes to see that the daemon hangs, and ten seconds more until it is there again.
     "kaizend.service": "[Service]\nWatchdogSec=10\nRestartSec=1\n",
@@ -29,8 +35,8 @@ DROP_INS = {
 
 
 @pytest.fixture(scope="module")
-def machine(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A booted machine whose daemon has not been started; skipped with the reason where there can be none."""
+def furniture(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a machine is given; skipped with the reason where there can be none."""
     if reason := why_not():
         pytest.skip(f"no systemd of its own can be booted here: {reason}")
     folder = copy_of(trained, tmp_path_factory.mktemp("machine") / "mini")
@@ -39,7 +45,13 @@ def machine(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         assert old in config
         config = config.replace(old, new)
     (folder / "kaizend.toml").write_text(config)
-    with Machine(folder, DROP_INS) as booted:
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machine(furniture: Path) -> Iterator[Machine]:
+    """A booted machine whose daemon has not been started."""
+    with Machine(furniture, DROP_INS) as booted:
         yield booted
 
 
@@ -69,6 +81,21 @@ def is_active(machine: Machine) -> bool:
 
 def verified(machine: Machine) -> bool:
     return bool(json.loads(told(machine.kaizend("verify", "--json")))["holds"])
+
+
+def test_nothing_that_happens_in_the_machine_reaches_the_host(furniture: Path) -> None:
+    """Its mounts are compared, its cgroups removed and its processes gone when `Machine` is left."""
+    name = f"kaizend-{uuid.uuid4().hex}"
+    places = [f"{folder}/{name}" for folder in ("", "/tmp", "/var/tmp", "/run", "/etc", "/dev/shm", "/root")]
+    fixed = [f"{folder}/{name}" for folder in ("/usr", "/opt/python", "/opt/kaizend/.venv/packages", "/sys")]
+    lines = [*(f"touch {place} || exit 1" for place in places), *(f"touch {place} && exit 2" for place in fixed),
+             "hostname other", "mount -t tmpfs other /tmp || exit 3", "echo all tried"]
+    before = os.uname().nodename
+    with Machine(furniture, {}, ("/bin/sh", "-c", "\n".join(lines))) as machine:
+        assert machine.outer.wait(60) == 0, machine.said()
+        assert "all tried" in machine.said()
+    assert os.uname().nodename == before
+    assert not [place for place in places + fixed if Path(place).exists()]
 
 
 def test_start_returns_when_the_daemon_is_ready(machine: Machine) -> None:
@@ -130,7 +157,9 @@ def test_a_reload_tightens_the_bounds(machine: Machine) -> None:
     assert "0.19" in machine.kaizend("bounds", "show").stdout
 
 
+@pytest.mark.long
 def test_a_daemon_that_hangs_is_killed_and_started_again_and_nothing_finished_is_done_twice(machine: Machine) -> None:
+    told(machine.systemctl("start", "kaizend"))
     machine.until(lambda: training(machine))
     done, first = finished(machine), machine.property("MainPID")
     told(machine.run("kill", "-STOP", first))
