@@ -82,6 +82,11 @@ class Meter:
         return None
 
 
+def is_seen(pid: int) -> bool:
+    """Whether /proc shows the process, dead or alive. What it hides would count as using nothing."""
+    return Path(f"/proc/{pid}/status").exists()
+
+
 def memory_gib(pid: int) -> float:
     """Memory of a process that no file backs, swapped out or not; 0 for one that is gone."""
     try:
@@ -135,7 +140,10 @@ def disk_used(room: Path, pid: int) -> tuple[int, int, int]:
 
 
 def nameless(pid: int) -> int:
-    """Bytes of the files that a process holds open and that no folder names any more."""
+    """Bytes of the files that a process holds open and that no folder names any more.
+
+    0 for a process of another user namespace, as those of a worker unit are: the kernel does not tell.
+    """
     used = 0
     try:
         handles = os.listdir(f"/proc/{pid}/fd")

@@ -26,7 +26,7 @@ from typing import Final, Self
 from daemon.energy import EnergyMeter
 from daemon.handover import end, plain, sensible, take_over
 from daemon.kinds import MAY_READ_THE_VAULT, OWN_PROCESS, artefact_kind, sources_of
-from daemon.meter import Meter
+from daemon.meter import Meter, is_seen
 from daemon.pool import Nursery, Pool, Worker
 from daemon.rooms import Room, reclaim
 from daemon.scratch import discard, open_again, sweep, went_on
@@ -320,6 +320,12 @@ class LocalRunner:
         if "refused" in hello:
             wire.close()
             raise JobFailed(f"{spec.kind}: {hello['refused']}", Verdict.REFUSED)
+        if not is_seen(hello["hello"]) and nursery.ending(hello["hello"]) is None:
+            wire.close()
+            raise JobFailed(
+                f"{spec.kind}: resources.worker_memory_gib cannot be held: /proc hides the workers from the daemon",
+                Verdict.REFUSED,
+            )
         self.sandbox = Holds.from_json(hello["sandbox"])
         return Worker(nursery, wire, hello["hello"], room, rules)
 
