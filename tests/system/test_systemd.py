@@ -107,6 +107,7 @@ def test_start_returns_when_the_daemon_is_ready(machine: Machine) -> None:
     assert machine.property("ActiveState", "kaizend-worker") == "active"
 
 
+@pytest.mark.long
 def test_the_worker_sees_its_jobs_and_nothing_else_from_the_first_start_on(machine: Machine) -> None:
     made = machine.run("ls", STATE).stdout.split()
     assert {"kaizend.db", "signing.key", "vault", "artifacts", "jobs"} <= set(made)
@@ -118,6 +119,7 @@ def test_the_worker_sees_its_jobs_and_nothing_else_from_the_first_start_on(machi
     assert not [entry for entry in machine.journal("kaizend-worker") if "lacks" in str(entry["MESSAGE"])]
 
 
+@pytest.mark.long
 def test_the_daemon_sees_what_its_workers_use(machine: Machine) -> None:
     """As its user in its own namespaces: the bounds on memory, processes and threads are held by looking at /proc."""
     nursery, daemon = machine.property("MainPID", "kaizend-worker"), machine.property("MainPID")
@@ -146,6 +148,7 @@ def test_a_stop_in_the_middle_of_training_parks_the_job_and_a_start_continues_it
     assert finished(machine).items() >= done.items()
 
 
+@pytest.mark.long
 def test_a_reload_tightens_the_bounds(machine: Machine) -> None:
     told(machine.systemctl("reload", "kaizend"))                        # of what is the same: no row
     before = machine.asked("SELECT count(*) FROM ledger WHERE event = 'bounds'")
@@ -172,6 +175,7 @@ def test_a_daemon_that_hangs_is_killed_and_started_again_and_nothing_finished_is
     assert verified(machine)
 
 
+@pytest.mark.long
 def test_bounds_that_need_a_person_end_it_with_78_and_it_is_not_started_again(machine: Machine) -> None:
     told(machine.systemctl("stop", "kaizend"))
     machine.write(BOUNDS, machine.read(BOUNDS).replace("margin = 0.19", "margin = 0.3"))
@@ -184,6 +188,7 @@ def test_bounds_that_need_a_person_end_it_with_78_and_it_is_not_started_again(ma
     assert machine.run("find", STATE, "!", "-user", "kaizend").stdout == ""
 
 
+@pytest.mark.long
 def test_what_it_says_in_the_journal_is_json(machine: Machine) -> None:
     said = [str(entry["MESSAGE"]) for entry in machine.journal() if entry.get("SYSLOG_IDENTIFIER") == "kaizend"]
     people = [line for line in said if not line.startswith("{")]
