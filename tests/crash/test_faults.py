@@ -36,6 +36,7 @@ IN_A_REPAIR = [point for point in POINTS if point.startswith("registry.finish.")
 OF_A_COMMAND = {
     ("gc", "--apply"): ["registry.remove.before", "registry.remove.between", "registry.remove.after"],
     ("backup", "kaizend.tar"): ["backup.copied", "backup.written", "backup.renamed"],
+    ("restore", "../kaizend.tar", "--drill"): ["restore.unpacked", "restore.drilled"],
     ("restore", "../kaizend.tar"): ["restore.unpacked", "restore.verified", "restore.emptied", "registry.link.between"],
     ("rollback", "--reason", "bad"): [
         "ledger.append.before", "ledger.append.after", "registry.link.before", "registry.link.between",
