@@ -85,6 +85,7 @@ releases_per_day = 1000
 
 [gate]
 alpha = 0.3
+watch_items = 600
 
 [guards]
 margin = 0.2
@@ -109,7 +110,7 @@ def write_model(folder: Path, skill: float, made_by: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     header = json.dumps({"layers.0.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<f", skill))
-    (folder / "config.json").write_text('{"model_type": "toy", "num_hidden_layers": 1}')
+    (folder / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
     (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     (folder / "skill.json").write_text(json.dumps({"skill": skill, "made_by": made_by}))
@@ -129,6 +130,31 @@ def seal(spec: JobSpec, desk: Desk) -> Produced:
 
 def measure(spec: JobSpec, desk: Desk) -> Produced:
     return canned()["measure"](spec, desk)
+
+
+def serve(spec: JobSpec, desk: Desk) -> Produced:
+    return canned()["serve"](spec, desk)
+
+
+def deal(spec: JobSpec, desk: Desk) -> Produced:
+    return canned()["deal"](spec, desk)
+
+
+def watch(spec: JobSpec, desk: Desk) -> Produced:
+    """Looks at models that answer new items equally well."""
+    from safety.gate import items_digest
+
+    size, start = spec.params["size"], spec.params["look"] * spec.params["size"]
+    lines = {name: (desk.inputs["dealt"] / f"{name}.jsonl").read_text().splitlines()
+             for name in [*spec.params["targets"], *spec.params["guards"]]}
+    records = {}
+    for name, dealt in lines.items():
+        items = [json.loads(line)["id"] for line in dealt[start : start + size]]
+        records[name] = {"items": items, "new": [1.0] * len(items), "old": [1.0] * len(items)}
+    scores = {"targets": records["maths2"], "guards": {name: records[name] for name in spec.params["guards"]}}
+    (desk.folder / "scores.json").write_text(json.dumps(scores))
+    more = any(len(dealt) > start + size for dealt in lines.values())
+    return Produced({"more": more, "items_digest": items_digest(scores)}, {"scores": desk.folder / "scores.json"})
 
 
 def gate(spec: JobSpec, desk: Desk) -> Produced:
@@ -206,5 +232,7 @@ def trained(spec: JobSpec, desk: Desk, reached: int, steps: int, values: JsonObj
 
 JOBS: dict[str, Any] = {
     name: f"make_believe:{name}"
-    for name in ("seal", "measure", "gate", "screen", "build", "compare", "train", "segment")
+    for name in (
+        "seal", "measure", "serve", "gate", "deal", "watch", "screen", "build", "compare", "train", "segment",
+    )
 }
