@@ -165,6 +165,8 @@ def strike_command(ward: Ward, words: tuple[str, ...], point: str, fault: Fault)
     again = victim.command(*words)
     if again.status not in (0, 2) or len(again.complaint) != (again.status == 2):
         ward.toll.violations.append(f"{words[0]} after {point}={fault}: {again}")
+    for left in [*victim.folder.parent.glob("*.drill"), *victim.folder.glob("var.restoring")]:
+        ward.toll.violations.append(f"{words[0]} after {point}={fault}: {left} was left")
     if words[0] != "backup":
         ward.bury(victim, as_undisturbed=None)
         return

@@ -80,10 +80,25 @@ def ancestry(folder: Path) -> list[str]:
     return made_of(folder, stable)
 
 
+def held(folder: Path) -> set[str]:
+    """Artefacts that are there."""
+    return {place.name for root in ("artifacts", "vault") for place in (folder / "var" / root).glob("*/*")}
+
+
+def remembered_by_loops(victim: Victim) -> set[str]:
+    """Digests in the states of the loops, and in the candidates of cycles that are open."""
+    bodies = victim.life.query(
+        "SELECT body FROM loop_states WHERE row IN (SELECT max(row) FROM loop_states GROUP BY loop)"
+    )
+    bodies += victim.life.query("SELECT candidate FROM cycles WHERE outcome IS NULL")
+    return {digest for body, in bodies for digest in re.findall(r"[0-9a-f]{64}", body)}
+
+
 def tidied(victim: Victim, record: Callable[[str, object], None]) -> int:
     """gc --apply, and everything that must hold right after it. Returns how many artefacts went."""
     folder = victim.folder
     allowed, made, lineage = targets(folder), ancestry(folder), victim.command("lineage").out
+    remembered = held(folder) & remembered_by_loops(victim)
     said = victim.command("gc").out
     done = victim.command("gc", "--apply")
     assert done.status == 0, done.err
@@ -91,6 +106,7 @@ def tidied(victim: Victim, record: Callable[[str, object], None]) -> int:
     assert again.splitlines()[-1] == "0 artefacts, 0 bytes can go"
     stays = [line for line in said.splitlines() if line.startswith("stays")]
     assert set(stays) <= set(again.splitlines())               # a start or gc may finish keeping one more
+    assert remembered <= held(folder)
     verified = victim.command("verify")
     assert verified.status == 0, verified.out
     assert victim.command("lineage").out == lineage and ancestry(folder) == made
