@@ -25,6 +25,7 @@ from state.errors import UserError, in_one_line
 from state.failpoints import failpoint
 
 IN_A_STORE = re.compile(rf"({ARTIFACTS}|{VAULT})/([0-9a-f]{{2}})/\2[0-9a-f]{{62}}(/.+)?")
+SHELF = re.compile(rf"({ARTIFACTS}|{VAULT})(/[0-9a-f]{{2}})?")
 NOT_ONE = "not a backup of kaizend, or not all of one"
 
 
@@ -119,7 +120,7 @@ def _refuse_foreign(file: Path, member: tarfile.TarInfo) -> None:
     name = PurePosixPath(member.name)
     known = (
         member.name in (DATABASE, *KEYS) or (name.parts[:1] == (FILES,) and len(name.parts) == 2)
-        or IN_A_STORE.fullmatch(member.name)
+        or IN_A_STORE.fullmatch(member.name) or (member.isdir() and SHELF.fullmatch(member.name))
     )
     if not known or ".." in name.parts or not (member.isreg() or member.isdir()):
         raise UserError(f"{file}: {NOT_ONE} ({member.name!r} is nothing that a backup holds)")
