@@ -294,27 +294,38 @@ def export(
 def gc(
     apply: Annotated[bool, typer.Option("--apply", help="Really delete.")] = False, config: Config = None
 ) -> None:
-    """What nothing needs any more: rejected models and checkpoints. A dry run unless told."""
-    from daemon.keeping import collect_garbage
+    """What nothing needs any more: rejected models and checkpoints; and why the rest stays. A dry run unless told."""
+    from daemon.garbage import collect_garbage
 
     collect_garbage(config, apply)
 
 
-@app.command(epilog=example("kaizend backup kaizend-backup.tar"))
+@app.command(epilog=example("kaizend backup kaizend-backup.tar --drill"))
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")], config: Config = None
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    drill: Annotated[bool, typer.Option("--drill", help="Then try whether it can be restored and verifies.")] = False,
+    config: Config = None,
 ) -> None:
     """Ledger, artefacts, configuration and bounds in one file; also while the daemon runs."""
     from daemon.keeping import write_backup
+    from daemon.restoring import try_restore
 
     write_backup(config, file)
+    if drill:
+        raise typer.Exit(try_restore(config, file))
 
 
 @app.command(epilog=example("kaizend restore kaizend-backup.tar"))
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `kaizend backup` wrote.")], config: Config = None
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `kaizend backup` wrote.")],
+    drill: Annotated[
+        bool, typer.Option("--drill", help="Only try it, in a folder beside FILE; exit 1 if it does not verify.")
+    ] = False,
+    config: Config = None,
 ) -> None:
     """Put a backup into an empty state folder and verify it."""
-    from daemon.keeping import restore_backup
+    from daemon.restoring import restore_backup, try_restore
 
+    if drill:
+        raise typer.Exit(try_restore(config, file))
     restore_backup(config, file)

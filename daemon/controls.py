@@ -160,7 +160,7 @@ def training_of(works: Works, model: str) -> list[JobSpec]:
 
 def _carried_out(works: Works, spec: JobSpec) -> JobSpec:
     """The same training without a cap on tokens, asked for the steps that were done under it."""
-    result = works.jobbook.result(spec.digest)
+    result = works.jobbook.told(spec.digest)
     assert result is not None
     params, done = {name: value for name, value in spec.params.items() if name != "max_tokens"}, result.values["steps"]
     if spec.kind == "train":

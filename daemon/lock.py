@@ -8,11 +8,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from state.errors import UserError
+from state.errors import UserError, in_one_line
 
 PATIENCE_SECONDS: Final = 0.5                     # someone who only looks holds it for a moment
 PAUSE_SECONDS: Final = 0.05
@@ -67,6 +69,24 @@ def holder(path: Path) -> int | None:
         return None
     try:
         return None if grab(handle, fcntl.LOCK_SH) else read_pid(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def at_rest(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Hold a folder while its content is copied away, which several may do at once, or `alone` to take some of it away.
+
+    Nothing is written: the kernel locks the folder itself. Raises UserError where it is held otherwise.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise in_one_line("open", folder, error) from error
+    try:
+        if not grab(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+            raise UserError(f"{folder} is in use by a backup, a restore or gc: try again when that is done")
+        yield
     finally:
         os.close(handle)
 

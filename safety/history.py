@@ -5,6 +5,7 @@ Pure reading, nothing is written. Invariant: k counts every NOMINATED row of the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from safety.pending import nomination_of, waiting
@@ -24,7 +25,12 @@ class StableModel:
 
 def stable_history(ledger: Ledger) -> list[StableModel]:
     """Every time a model became stable, the oldest first."""
-    rows = [row for event in (Event.GENESIS, Event.RELEASE, Event.ROLLBACK) for row in ledger.rows(event=event)]
+    events = (Event.GENESIS, Event.RELEASE, Event.ROLLBACK)
+    return were_stable(row for event in events for row in ledger.rows(event=event))
+
+
+def were_stable(rows: Iterable[Row]) -> list[StableModel]:
+    """The same of the rows of these three events, in any order."""
     return [
         StableModel(row.id, row.result) for row in sorted(rows, key=lambda row: row.id)
         if row.result is not None and (row.event != Event.RELEASE or row.verdict == Verdict.PROMOTED)

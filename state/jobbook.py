@@ -1,7 +1,8 @@
 """What is known of jobs: which were started, how often, and what the finished ones gave.
 
 Invariant: a job finishes once. A second result for the same digest changes nothing, since a job is a pure function
-of its spec.
+of its spec. Specs and results are never removed: a job whose outputs were given up counts as unfinished again, but how
+a model was made stays known.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from state.database import Database
 from state.failpoints import failpoint
 from state.jobs import JobResult, JobSpec
 from state.records import Cost
 from state.rows import as_text, count_one, stamp, utc_now
-from state.tables import job_starts, jobs
+from state.tables import artefacts, job_starts, jobs
 
 FINISHED = "job"           # the counter of finished jobs
 SAVED = "saved"            # the counter of lives that left an unfinished job further than they found it
@@ -32,7 +33,13 @@ class JobBook:
         self.clock = clock
 
     def result(self, digest: str) -> JobResult | None:
-        """What the job gave; None while it is not finished (or its outputs were given up since)."""
+        """What the job gave; None while it is not finished, and where one of its outputs was given up since."""
+        with self.database.snapshot() as connection:
+            body = connection.execute(select(jobs.c.result).where(jobs.c.digest == digest)).scalar()
+            return None if body is None or _given_up(connection, body) else JobResult.from_json(json.loads(body))
+
+    def told(self, digest: str) -> JobResult | None:
+        """What the job gave, whatever became of its outputs."""
         with self.database.snapshot() as connection:
             body = connection.execute(select(jobs.c.result).where(jobs.c.digest == digest)).scalar()
         return None if body is None else JobResult.from_json(json.loads(body))
@@ -58,7 +65,7 @@ class JobBook:
         kept = {"result": as_text(result.to_json()), "cost": as_text(result.cost.to_json()), "finished_at": now}
         with self.database.transaction() as connection:
             known = connection.execute(select(jobs).where(jobs.c.digest == digest)).first()
-            if known is not None and known.result is not None:
+            if known is not None and known.result is not None and not _given_up(connection, known.result):
                 return
             if known is not None:
                 kept |= _with_earlier(known, result.cost, now)
@@ -77,7 +84,7 @@ class JobBook:
         now = stamp(self.clock())
         with self.database.transaction() as connection:
             known = connection.execute(select(jobs).where(jobs.c.digest == spec.digest)).first()
-            if known is not None and known.result is None:
+            if known is not None and (known.result is None or _given_up(connection, known.result)):
                 total = _with_earlier(known, cost, now)
                 connection.execute(update(jobs).where(jobs.c.digest == spec.digest).values(**total))
 
@@ -95,7 +102,9 @@ class JobBook:
         return sum((Cost.from_json(json.loads(body)) for body in bodies), Cost())
 
     def maker(self, digest: str) -> JobSpec | None:
-        """The job that gave the artefact `digest` as its model; None for what was given to the daemon."""
+        """The job that gave the artefact `digest` as its model, kept still or not; None for what was given to the
+        daemon.
+        """
         query = select(jobs.c.spec, jobs.c.result).where(jobs.c.result.contains(digest))
         with self.database.snapshot() as connection:
             found = connection.execute(query).all()
@@ -103,6 +112,13 @@ class JobBook:
             if json.loads(result)["outputs"].get("model") == digest:
                 return JobSpec.from_json(json.loads(spec))
         return None
+
+
+def _given_up(connection: Connection, body: str) -> bool:
+    """Whether an output of a result was removed from the registry."""
+    outputs = json.loads(body)["outputs"].values()
+    query = select(artefacts.c.digest).where(artefacts.c.digest.in_(outputs), artefacts.c.removed.is_not(None))
+    return bool(outputs) and connection.execute(query).first() is not None
 
 
 def _with_earlier(known: Any, cost: Cost, now: str) -> dict[str, str]:

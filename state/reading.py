@@ -209,6 +209,22 @@ class Reading:
         found = self._all("SELECT cost FROM jobs WHERE finished_at >= ?", moment)
         return [Cost.from_json(json.loads(body["cost"])) for body in found]
 
+    def earliest_since(self, id: int) -> str:
+        """The smallest time that a row from that id on carries: where the clock was set back, not that of the first."""
+        found = self._one("SELECT min(time) AS time FROM ledger WHERE id >= ?", id)
+        return str(found["time"]) if found and found["time"] else ""
+
+    def jobs_since(self, moment: str) -> list[JsonObject]:
+        """{"spec", "result"} of the jobs that were started or ended since a UTC time; no result where there is none."""
+        query = (
+            "SELECT spec, result FROM jobs WHERE finished_at >= ?1 "
+            "OR digest IN (SELECT digest FROM job_starts WHERE time >= ?1)"
+        )
+        return [
+            {"spec": json.loads(spec), "result": json.loads(result) if result else None}
+            for spec, result in self._all(query, moment)
+        ]
+
     # ---------------------------------------------------------------- inside
 
     def _first_since(self, since: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from state.errors import StateError, in_one_line
 from state.failpoints import failpoint
 from state.records import Channel, JsonObject, digest_of
 from state.rows import as_text, stamp, utc_now
-from state.tables import artefacts, channels, intents, jobs
+from state.tables import artefacts, channels, intents
 
 VAULT = "vault"
 ADOPT, REMOVE = "adopt", "remove"
@@ -127,7 +128,6 @@ class Registry:
                 connection.execute(
                     update(artefacts).where(artefacts.c.digest == digest).values(removed=stamp(self.clock()))
                 )
-                connection.execute(update(jobs).where(jobs.c.result.contains(digest)).values(result=None))
                 failpoint("registry.remove.before")
             failpoint("registry.remove.between")
             disk.discard(self._place_of(digest, body["kind"]))
@@ -243,6 +243,8 @@ class Registry:
     def _finish(self, intent: Any) -> str:
         """Complete an interrupted act where its effect is whole, undo it otherwise."""
         body = json.loads(intent.body)
+        if not re.fullmatch(r"[0-9a-f]{64}", body["digest"]):           # a place outside the store must not be touched
+            raise StateError(f"{self.database.path} names no artefact by {body['digest']!r}: it was changed")
         digest, place = body["digest"], self._place_of(body["digest"], body["kind"])
         whole = intent.kind == ADOPT and _holds(place, body["files"])
         if whole:

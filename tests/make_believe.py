@@ -85,6 +85,7 @@ releases_per_day = 1000
 
 [gate]
 alpha = 0.3
+watch_items = 600
 
 [guards]
 margin = 0.2

@@ -140,7 +140,7 @@ class Victim:
         return cls(plant, folder, total)
 
     def copied(self, folder: Path) -> Victim:
-        shutil.copytree(self.folder, folder, symlinks=True)
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
         return Victim(self.plant, folder, self.total)
 
     @property

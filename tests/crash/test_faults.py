@@ -36,6 +36,7 @@ IN_A_REPAIR = [point for point in POINTS if point.startswith("registry.finish.")
 OF_A_COMMAND = {
     ("gc", "--apply"): ["registry.remove.before", "registry.remove.between", "registry.remove.after"],
     ("backup", "kaizend.tar"): ["backup.copied", "backup.written", "backup.renamed"],
+    ("restore", "../kaizend.tar", "--drill"): ["restore.unpacked", "restore.drilled"],
     ("restore", "../kaizend.tar"): ["restore.unpacked", "restore.verified", "restore.emptied", "registry.link.between"],
     ("rollback", "--reason", "bad"): [
         "ledger.append.before", "ledger.append.after", "registry.link.before", "registry.link.between",
@@ -170,6 +171,8 @@ def strike_command(ward: Ward, words: tuple[str, ...], point: str, fault: Fault)
     again = victim.command(*words)
     if again.status not in (0, 2) or len(again.complaint) != (again.status == 2):
         ward.toll.violations.append(f"{words[0]} after {point}={fault}: {again}")
+    for left in [*victim.folder.parent.glob("*.drill"), *victim.folder.glob("var.restoring")]:
+        ward.toll.violations.append(f"{words[0]} after {point}={fault}: {left} was left")
     if words[0] != "backup":
         ward.bury(victim, as_undisturbed=None)
         return

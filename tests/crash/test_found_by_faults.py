@@ -16,7 +16,8 @@ from synthetic import BUDGET, World
 from toy_house import House, until
 
 from daemon import __main__ as program
-from daemon import foreground, keeping, service
+from daemon import foreground, garbage, service
+from daemon.lock import Lock
 from daemon.service import Service
 from loops.cycle import run_cycle
 from loops.loop import Trial
@@ -232,18 +233,17 @@ def test_under_systemd_a_start_on_a_full_disk_is_tried_again(
     assert type(end.value) is raised
 
 
-def test_gc_looks_again_once_no_daemon_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that nothing needed when it was told, and that became working before the folder was locked."""
+def test_gc_looks_only_once_no_daemon_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that nothing needed when the command began, and that became working before the folder was locked."""
     court = canned_court(tmp_path / "var")
-    model, told = court.text_model("spare"), keeping._told
+    model, enter = court.text_model("spare"), Lock.__enter__
 
-    def then_promoted(places: Any) -> Any:
-        gone = told(places)
+    def after_a_promotion(lock: Lock) -> Lock:
         court.ledger.append(Entry(Event.OPERATOR, "chosen", actor=Actor.OPERATOR), move=(Channel.WORKING, model))
-        return gone
+        return enter(lock)
 
     (tmp_path / "kaizend.toml").write_text("")
-    monkeypatch.setattr(keeping, "_told", then_promoted)
-    keeping.collect_garbage(tmp_path, apply=True)
+    monkeypatch.setattr(Lock, "__enter__", after_a_promotion)
+    garbage.collect_garbage(tmp_path, apply=True)
     assert court.registry.verify(model) == []
     assert json.loads(json.dumps(court.registry.digests())).count(model) == 1

@@ -1,15 +1,22 @@
 """What carries a folder through its life: init and check, score, export, gc, backup and restore."""
 
+import gzip
+import io
 import json
 import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from miniature import environment
 from watching import asked, channels, complaint, kaizend, links_agree, listing, rows, serving, stop
 
+from daemon.lock import at_rest
+
+Spoil = Callable[[Path], object]
 GENERATE = """\
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -76,10 +83,12 @@ def test_gc_gives_up_only_what_nothing_needs(life: Path) -> None:
     assert "can go: add --apply" in dry.stdout
     assert listing(life) == before
     done = kaizend(life, "gc", "--apply")
-    assert done.stdout.splitlines()[:-1] == dry.stdout.splitlines()[:-1]
+    told = [line.removeprefix("goes") for line in dry.stdout.splitlines() if line.startswith("goes")]
+    assert [line.removeprefix("gone") for line in done.stdout.splitlines()[:-1]] == told
     assert len(listing(life)) < len(before)
     assert asked(life, "verify")["holds"]
-    assert kaizend(life, "gc").stdout == "0 artefacts, 0 bytes can go\n"
+    assert kaizend(life, "gc").stdout.splitlines()[-1] == "0 artefacts, 0 bytes can go"
+    assert kaizend(life, "gc", "--apply").stdout == "0 artefacts, 0 bytes can go\n"
     assert kaizend(life, "lineage").returncode == kaizend(life, "log").returncode == 0
     assert kaizend(life, "rollback", "--reason", "still possible").returncode == 0
     assert kaizend(life, "run", "--cycles", "1").returncode == 0
@@ -107,8 +116,128 @@ def test_a_backup_is_restored_elsewhere_and_verifies(life: Path, tmp_path: Path)
     assert kaizend(other, "rollback", "--reason", "it works").returncode == 0
 
 
+def test_backups_of_a_daemon_at_work_are_each_one_moment_of_it(fresh: Path, tmp_path: Path) -> None:
+    """Cycles, the gate and gc at work: every drill holds, and what is restored is a beginning of what followed."""
+    with serving(fresh, "--cycles", "4") as process:
+        files, refused = [], []
+        while process.poll() is None:
+            files.append(tmp_path / f"{len(files)}.tar")
+            done = kaizend(fresh, "backup", str(files[-1]), "--drill")
+            assert done.returncode == 0, done.stderr + done.stdout
+            assert "everything holds" in done.stdout and "can be restored; nothing was kept of it" in done.stdout
+            refused.append(kaizend(fresh, "gc", "--apply"))
+        assert process.wait(20) == 0
+    assert all("is already running" in complaint(done) for done in refused[:-1])          # it may end meanwhile
+    assert sorted(tmp_path.glob("*.tar*")) == sorted(files) and len(files) > 2
+    story, lengths = [row.hash for row in rows(fresh)], set()
+    for number in (0, len(files) // 2, len(files) - 1):
+        other = tmp_path / f"other-{number}"
+        other.mkdir()
+        for name in ("kaizend.toml", "bounds.toml"):
+            shutil.copy(fresh / name, other / name)
+        assert kaizend(other, "restore", str(files[number])).returncode == 0
+        restored = [row.hash for row in rows(other)]
+        assert restored == story[: len(restored)]
+        lengths.add(len(restored))
+    assert len(lengths) > 1                                               # moments that differ
+    shutil.copytree(fresh / "models", other / "models", dirs_exist_ok=True)
+    assert kaizend(other, "run", "--cycles", "1").returncode == 0         # the copy is a life like any other
+    assert asked(other, "verify")["holds"]
+
+
+def test_a_restore_never_touches_a_state_folder_that_is_there(life: Path, tmp_path: Path) -> None:
+    file = tmp_path / "kaizend.tar"
+    assert kaizend(life, "backup", str(file)).returncode == 0
+    (life / "var" / "STOP").touch()
+    before = channels(life)
+    with serving(life) as process:
+        assert "kaizend is running on" in complaint(kaizend(life, "restore", str(file)))
+        assert kaizend(life, "restore", str(file), "--drill").returncode == 0
+        stop(process, 10)
+    assert "is not empty" in complaint(kaizend(life, "restore", str(file)))
+    assert channels(life) == before and asked(life, "verify")["holds"]
+
+
+def test_gc_and_a_backup_keep_each_other_waiting(life: Path, tmp_path: Path) -> None:
+    store = life / "var" / "artifacts"
+    with at_rest(store, alone=False):                                     # as a backup does
+        assert "in use by a backup" in complaint(kaizend(life, "gc", "--apply"))
+        assert kaizend(life, "backup", str(tmp_path / "a.tar")).returncode == 0
+    with at_rest(store, alone=True):                                      # as gc does
+        assert "try again" in complaint(kaizend(life, "backup", str(tmp_path / "b.tar")))
+    (tmp_path / "b.tar.partial").mkdir()
+    with at_rest(tmp_path / "b.tar.partial", alone=True):                 # another backup to the same file
+        assert "try again" in complaint(kaizend(life, "backup", str(tmp_path / "b.tar")))
+    assert not (tmp_path / "b.tar").exists()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", body: bytes = b"x") -> Spoil:
+    """Adds a member to a backup that no backup has."""
+    def spoil(file: Path) -> None:
+        with tarfile.open(file, "a") as tar:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size, info.mode = kind, link, len(body), 0o6777
+            tar.addfile(info, io.BytesIO(body))
+    return spoil
+
+
+DIGEST = "ab" * 32
+
+
+@pytest.mark.parametrize("spoil", [
+    member("../escaped"), member("/tmp/kaizend-escaped"), member(f"artifacts/ab/{DIGEST}/../../../../escaped"),
+    member("stable", tarfile.SYMTYPE, "/etc"), member(f"artifacts/ab/{DIGEST}", tarfile.SYMTYPE, "../.."),
+    member(f"artifacts/ab/{DIGEST}/x", tarfile.LNKTYPE, "kaizend.db"), member("kaizend.db"),
+    member(f"artifacts/ab/{DIGEST}/x", tarfile.CHRTYPE), member(f"artifacts/ab/{DIGEST}/x", tarfile.FIFOTYPE),
+    member("artifacts/ab/short/x"), member("lock"), member("files/a/b"), member("files/../x"),
+])
+def test_a_backup_with_anything_else_in_it_is_not_restored(life: Path, tmp_path: Path, spoil: Spoil) -> None:
+    file = tmp_path / "kaizend.tar"
+    kaizend(life, "backup", str(file))
+    spoil(file)
+    shutil.rmtree(life / "var")
+    before = listing(tmp_path)
+    assert "not a backup of kaizend" in complaint(kaizend(life, "restore", str(file)))
+    assert "not a backup of kaizend" in complaint(kaizend(life, "restore", str(file), "--drill"))
+    assert listing(tmp_path) == before
+    assert not Path("/tmp/kaizend-escaped").exists()
+
+
+def test_what_is_restored_has_the_modes_of_a_state_folder_whatever_the_backup_says(life: Path, tmp_path: Path) -> None:
+    file, loose = tmp_path / "kaizend.tar", tmp_path / "loose.tar"
+    kaizend(life, "backup", str(file))
+    with tarfile.open(file) as old, tarfile.open(loose, "w") as tar:
+        for info in old.getmembers():
+            info.mode = 0o6777
+            tar.addfile(info, old.extractfile(info) if info.isfile() else None)
+    modes = {path.relative_to(life): path.stat().st_mode for path in kept_of(life)}
+    shutil.rmtree(life / "var")
+    assert kaizend(life, "restore", str(loose)).returncode == 0
+    assert {path.relative_to(life): path.stat().st_mode for path in kept_of(life)} == modes
+
+
+def kept_of(folder: Path) -> list[Path]:
+    var = folder / "var"
+    return [var / "signing.key", var / "vault", *(var / "vault").rglob("*"), *(var / "artifacts").rglob("*")]
+
+
+def test_a_drill_of_a_backup_that_does_not_verify_says_so_and_leaves_nothing(life: Path, tmp_path: Path) -> None:
+    file = tmp_path / "kaizend.tar"
+    kaizend(life, "backup", str(file))
+    file.write_bytes(file.read_bytes().replace(b'"hidden_size": 64', b'"hidden_size": 65', 1))
+    before = listing(tmp_path)
+    done = kaizend(life, "restore", str(file), "--drill")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "PROBLEM" in done.stdout and "does not verify" in done.stdout.splitlines()[-1]
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize("spoil", [
     lambda file: file.write_text("no backup"),
+    lambda file: file.write_bytes(gzip.compress(file.read_bytes())),
+    lambda file: file.write_bytes(b""),
+    lambda file: file.write_bytes(file.read_bytes()[:-(file.stat().st_size // 3)]),
+    lambda file: file.write_bytes(file.read_bytes()[: 512 * 3]),
     lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
     lambda file: file.write_bytes(file.read_bytes().replace(b'"hidden_size": 64', b'"hidden_size": 65', 1)),
 ])
