@@ -37,7 +37,9 @@ INTERMEDIATE_KEYS = ("intermediate_size", "moe_intermediate_size", "n_inner", "f
 EMBEDDING = re.compile(r"(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|(?:^|\.)embeddings)\.weight$")
 CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate"})       # name Python files beside the weights
-KERNEL_KEYS = frozenset({"attn_implementation", "_attn_implementation", "experts_implementation"})
+KERNEL_KEYS = frozenset({
+    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
+})
 OUTER_NAME = re.compile(r"^(model|transformer|gpt_neox|backbone)\.(?=.)")
 NOT_WEIGHTS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")      # tables that some versions write out
 HEAD = "lm_head.weight"
@@ -210,7 +212,8 @@ def code_keys(folder: Path) -> list[str]:
 def _code_keys(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            if (key in CODE_KEYS and inner is not None) or (key in KERNEL_KEYS and "/" in str(inner)):
+            named = key == "auto_map" or (key in CODE_KEYS and inner is not None)
+            if named or (key in KERNEL_KEYS and "/" in str(inner)):
                 yield key
             yield from _code_keys(inner)
     elif isinstance(value, list):
