@@ -39,7 +39,8 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
     found: list[Finding] = [
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
         *_packages(), *_models(settings, root, bounds), *_data(settings, root), *_sources(tasks, root),
-        *_tasks(tasks, bounds), *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
+        *_tasks(tasks, bounds), *_searched_guards(settings, tasks, root),
+        *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places.state, bounds), *_sandbox(settings, places.state, bounds),
     ]
     found = [(what, well, one_line(text)) for what, well, text in found]
@@ -104,6 +105,22 @@ def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
         yield "guard", task.guard_items >= needed, (
             f"{task.name}: {task.guard_items} items, at least {needed} are needed for a margin of "
             f"{bounds.guards.of(task.name):g}"
+        )
+
+
+def _searched_guards(settings: Settings, tasks: tuple[TaskSpec, ...], root: Path) -> Iterator[Finding]:
+    """Whether a guard's file holds search items, where the search is to look at its guards."""
+    wanted = settings.architecture.guard_items
+    for task in tasks:
+        path = root / str(task.source.get("path"))
+        if not wanted or task.role != "guard" or task.source["kind"] != "jsonl" or not given.is_file(path):
+            continue
+        try:
+            left = len({item.id for item in read_jsonl(path)}) - task.vault_items - task.guard_items
+        except TaskError:
+            continue                                            # `_sources` says what is wrong with the file
+        yield "guard", left > 0, (
+            f"{task.name}: {max(0, left)} items of its file are not sealed, architecture.guard_items asks for {wanted}"
         )
 
 

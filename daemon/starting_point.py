@@ -53,6 +53,15 @@ trials = 512
 search = "cmaes"                          # cmaes, m2n2 or random
 operators = ["task_arithmetic"]           # also linear, slerp, ties, dare_linear, dare_ties
 patience = 24                             # merges in a row without a promotion before training starts
+novelty = 0.0                             # above 0: a point is drawn again where every gene is this near to one tried
+guard_items = 0                           # above 0: a winner must not be shown worse on so many search items a guard
+guard_margin = 0.03                       # loss on a guard that is borne there
+# With search = "m2n2", an archive of models that are mated by what each can do that the other cannot:
+# archive = 16                            # members; each is a model on disk
+# objectives = ["quality"]                # also size, latency, forgetting (needs guard_items): then NSGA-II selects
+# separate_splits = false                 # a crossover splits attention at a point of its own
+# most_alike = 1.0                        # below 1: members whose changes from the base have this cosine are not mated,
+#                                         # nor a pair of which the second solves nothing that the first does not
 
 [pipeline]
 stages = ["sft", "grpo"]

@@ -187,10 +187,11 @@ def wire(
 def loops_of(settings: Settings, beginnings: Beginnings) -> Loop:
     """The nest: architecture is given pipeline, which is given reward."""
     tasks: list[dict[str, Any]] = [task.to_json() for task in beginnings.targets]
+    guards = [task.to_json() for task in beginnings.tasks if task.role == "guard"]
     reward = RewardLoop(settings.reward, tasks, beginnings.seal, beginnings.data)
     pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, beginnings.data, reward)
     return ArchitectureLoop(
-        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal
+        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards
     )
 
 

@@ -17,11 +17,11 @@ import torch
 from safetensors import safe_open
 
 from safety.headers import EMBEDDING, TensorHeader, facts_of, tensor_headers, unlike
-from safety.yardstick.items import Item, TaskError, TaskSpec
+from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import Scored, encode_items, generate_texts, load_model, pad_id
-from safety.yardstick.tasks import draw, sealed_ids
+from safety.yardstick.tasks import draw_some, sealed_ids
 from state.jobs import Desk, JobSpec, Produced
-from state.records import JsonObject, Split, seed_from
+from state.records import JsonObject, seed_from
 
 ROUNDS = 10                # of the power iteration (ALGORITHMS 10)
 FLOOR = 0.01               # root mean square below which a tensor counts as this large: zero tensors have no scale
@@ -66,16 +66,7 @@ def probe(spec: JobSpec, desk: Desk) -> list[Item]:
     sealed = sealed_ids(desk.inputs["seal"]) if "seal" in desk.inputs else frozenset()
     count, seed = int(spec.params.get("probe_items", 0)), int(spec.params.get("probe_seed", 0))
     tasks = [TaskSpec.from_json(body) for body in spec.params.get("tasks", ())]
-    return [item for task in tasks for item in _drawn(task, count, seed, sealed)]
-
-
-def _drawn(task: TaskSpec, count: int, seed: int, sealed: frozenset[str]) -> list[Item]:
-    try:
-        return draw(task, Split.SEARCH, count, seed, sealed)
-    except TaskError:
-        if count <= 1:
-            raise
-        return _drawn(task, count // 2, seed, sealed)
+    return [item for task in tasks for item in draw_some(task, count, seed, sealed)]
 
 
 def tensors(headers: dict[str, TensorHeader]) -> Iterator[tuple[str, torch.Tensor]]:

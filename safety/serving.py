@@ -1,16 +1,16 @@
 """Job "serve": what serving one model costs against another, both in memory on one machine in one run.
 
 Fixed prompts, greedy, every answer of the same length, the two models in turn, the order changing from round to
-round; what counts is each model's best round, because whatever else a machine does can only make one slower. The one
-job whose values depend on the machine it ran on; they are kept like any others, so that a nomination is judged once.
-Memory is that of weights and buffers as loaded: caches and activations are not in it. Not here: the limits
-(`safety.bounds`).
+round; what counts is each model's best round, because whatever else a machine does can only make one slower. The only
+job whose values depend on the machine it ran on, but for a screening that measures latency in the same way; they are
+kept like any others, so that a nomination is judged once. Memory is that of weights and buffers as loaded: caches and
+activations are not in it. Not here: the limits (`safety.bounds`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import GenerationConfig
@@ -36,14 +36,22 @@ def serve(spec: JobSpec, desk: Desk) -> Produced:
     if not items:
         raise ValueError("there are no prompts to serve")
     models = {name: load_model(desk.inputs[name], desk.device) for name in ("new", "old")}
+    return Produced(in_turn(models, items, desk.progress))
+
+
+def in_turn(
+    models: Mapping[str, Scored], items: Sequence[Item],
+    progress: Callable[[float, str], None] = lambda done, note: None,
+) -> JsonObject:
+    """The values of the job for the models "new" and "old" in memory, answering the prompts of `items` in turn."""
     for model in models.values():
         answer(model, items[:TOGETHER])                                          # the first call of a model is slow
     rounds = []
     for number in range(ROUNDS):
         order = ("new", "old") if number % 2 else ("old", "new")
         rounds.append({name: times(models[name], items) for name in order})
-        desk.progress((number + 1) / ROUNDS, "answering in turn")
-    return Produced(measured(rounds, {name: model.model.get_memory_footprint() for name, model in models.items()}))
+        progress((number + 1) / ROUNDS, "answering in turn")
+    return measured(rounds, {name: model.model.get_memory_footprint() for name, model in models.items()})
 
 
 def measured(rounds: Sequence[dict[str, tuple[float, float]]], memory: dict[str, int]) -> JsonObject:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from loops.architecture.genome import Definition, Operator, models_of
 from loops.architecture.population import M2n2
-from loops.architecture.search import CmaEs, RandomSearch, Search, Told
+from loops.architecture.search import WORST, CmaEs, RandomSearch, Search, Told
 from loops.architecture.settings import ArchitectureSettings, SearchKind
 from loops.architecture.stages import CoarseToFine
 from loops.loop import Bench, Loop, Trial
+from safety.yardstick.compare import WORSE
 from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict, digest_of, seed_from
 
 KEEP = "keep"
@@ -26,8 +27,9 @@ KEEP = "keep"
 class ArchitectureLoop:
     """Satisfies `loops.loop.Loop`.
 
-    `tasks` are the target tasks as JSON (`TaskSpec.to_json`); `base` is what deltas are taken from and `parents` the
-    models to merge, all by digest; `seal` is the digest of the sealed item ids that no drawn item may have.
+    `tasks` are the target tasks as JSON (`TaskSpec.to_json`), `guards` those that must not get worse; `base` is what
+    deltas are taken from and `parents` the models to merge, all by digest; `seal` is the digest of the sealed item ids
+    that no drawn item may have.
     """
 
     settings: ArchitectureSettings
@@ -36,6 +38,7 @@ class ArchitectureLoop:
     base: str
     parents: tuple[str, ...]
     seal: str | None = None
+    guards: Sequence[JsonObject] = ()
     name: LoopName = field(default=LoopName.ARCHITECTURE, init=False)
 
     def start(self) -> JsonObject:
@@ -58,7 +61,7 @@ class ArchitectureLoop:
             return self._train_and_compare(candidate, bench)
         values = self._screen(candidate, bench)
         state, won = self._in_shape(bench.cycle.state), self._won(values)
-        if not won and not self._search(state).keep(state["search"], values["fitness_scores"]):
+        if not won and not self._search(state).keep(state["search"], _told(_lesson(values), False)):
             return Trial(None, values)
         built = self._build(candidate.change, bench)
         if won and self.settings.train_survivors:
@@ -70,18 +73,14 @@ class ArchitectureLoop:
         values = trial.values
         if candidate.change["kind"] == KEEP:
             return self._judge_training(trial)
-        told = {
-            "fitness": values["fitness"], "incumbent_fitness": values["incumbent_fitness"],
-            "scores": values["fitness_scores"], "member": values.get("member"), "trained": values.get("trained", False),
-        }
-        shown = ("fitness", "incumbent_fitness", "race", "comparison")
+        shown = ("fitness", "incumbent_fitness", "race", "comparison", "measures", "guards")
         evidence: JsonObject = {key: values[key] for key in shown if key in values}
         won = self._won(values)
-        what = "beats" if won else "does not beat"
         measured = _in_words(values.get("comparison"), values["fitness"], values["incumbent_fitness"])
         verdict = Verdict.PROMOTED if won else Verdict.REJECTED
-        reason = f"{candidate.change.get('operator', candidate.change['kind'])} {what} the incumbent: {measured}"
-        return Outcome(verdict, reason, trial.result if won else None, evidence, told)
+        name = candidate.change.get("operator", candidate.change["kind"])
+        reason = f"{name} {self._against_the_incumbent(values)}: {measured}{_losses_in_words(values)}"
+        return Outcome(verdict, reason, trial.result if won else None, evidence, _lesson(values))
 
     def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
         state, promoted = self._in_shape(state), outcome.verdict is Verdict.PROMOTED
@@ -89,10 +88,7 @@ class ArchitectureLoop:
             after = {**state, "idle": 0, "limit": self.settings.merges_between}
             return self._joined_by(after, str(outcome.result)) if promoted else after
         lesson = outcome.lesson
-        fitness = lesson.get("fitness")
-        told = Told() if fitness is None else Told(
-            fitness, fitness - lesson["incumbent_fitness"], lesson["scores"], lesson["member"], promoted,
-        )
+        told = _told(lesson, promoted)
         idle, limit = (0, self.settings.patience) if promoted else (state["idle"] + 1, state["limit"])
         search = state["search"]
         if _carries(candidate.change, self._mark(state)):
@@ -119,7 +115,8 @@ class ArchitectureLoop:
     def _shape(self) -> str:
         """What the points of a search mean by the settings."""
         settings = self.settings
-        return digest_of([settings.search, settings.operators, settings.groups, settings.seed])[:16]
+        measured = [[*settings.measures, settings.guard_items]] if settings.measures else []
+        return digest_of([settings.search, settings.operators, settings.groups, settings.seed, *measured])[:16]
 
     def _in_shape(self, state: JsonObject) -> JsonObject:
         """The state, its search begun anew where the operator changed the settings since."""
@@ -134,21 +131,46 @@ class ArchitectureLoop:
         return coarse_to_fine(self.settings, self.base, self.parents, tuple(state["trained"]), state["epoch"])
 
     def _archive(self) -> M2n2:
-        return M2n2(self.parents, self.settings.archive, seed_from("archive", self.settings.seed))
+        settings = self.settings
+        return M2n2(
+            self.parents, settings.archive, seed_from("archive", settings.seed), settings.objectives,
+            settings.separate_splits, settings.most_alike, settings.novelty,
+        )
 
     def _screen(self, candidate: Candidate, bench: Bench) -> JsonObject:
-        digests = {*models_of(candidate.change), candidate.incumbent}
+        settings, more = self.settings, self._guarding(bench.seed("guards")) | self._measuring()
+        digests = {*models_of(candidate.change), candidate.incumbent, *([more["base"]] if "base" in more else [])}
         inputs = {f"model:{digest}": digest for digest in sorted(digests)}
-        settings = self.settings
         params = {
             "change": _genome(candidate.change), "incumbent": candidate.incumbent, "tasks": list(self.tasks),
             "fitness_seed": candidate.change["search"]["items_seed"], "fitness_count": settings.fitness_items,
             "fresh_seed": bench.seed("fresh"), "fresh_count": settings.fresh_items,
             "race_batch": settings.batch_items, "batch": settings.score_batch, "level": settings.level,
         }
-        return bench.job("screen", self._with_seal(inputs), params).values
+        return bench.job("screen", self._with_seal(inputs), {**params, **more}).values
+
+    def _guarding(self, seed: int) -> JsonObject:
+        """Parameters by which a job looks at what a winner loses on the guards; none where the settings ask for none.
+        """
+        if not self.settings.guard_items or not self.guards:
+            return {}
+        return {"guards": {
+            "tasks": list(self.guards), "count": self.settings.guard_items, "margin": self.settings.guard_margin,
+            "seed": seed,
+        }}
+
+    def _measuring(self) -> JsonObject:
+        """Parameters by which a screening measures what an archive selects and mates by, against the base."""
+        settings = self.settings
+        measures = [*settings.measures, *(["sketch"] if settings.most_alike < 1 else [])]
+        wanted = measures and settings.search is SearchKind.M2N2
+        return {"measures": measures, "base": self.base} if wanted else {}
 
     def _won(self, values: JsonObject) -> bool:
+        """Better than the incumbent, and not shown to be worse on any guard."""
+        return self._is_better(values) and not lost_guards(values)
+
+    def _is_better(self, values: JsonObject) -> bool:
         """Better by the race, or not stopped by it and better by the paired test on all fresh items."""
         decision = values["race"]["decision"]
         if decision is not None:
@@ -188,8 +210,11 @@ class ArchitectureLoop:
         inputs = self._with_seal({"model:new": best, "model:old": candidate.incumbent})
         params = {"tasks": list(self.tasks), "count": self.settings.fresh_items, "seed": bench.seed("compare"),
                   "batch": self.settings.score_batch, "level": self.settings.level}
-        values = bench.job("compare", inputs, params).values
-        return Trial(best, {"children": bench.children, "comparison": values["pooled"], "race": values["race"]})
+        values = bench.job("compare", inputs, {**params, **self._guarding(bench.seed("guards"))}).values
+        guards = {"guards": values["guards"]} if "guards" in values else {}
+        return Trial(best, {
+            "children": bench.children, "comparison": values["pooled"], "race": values["race"], **guards,
+        })
 
     def _judge_training(self, trial: Trial) -> Outcome:
         evidence = trial.values
@@ -198,9 +223,12 @@ class ArchitectureLoop:
             return Outcome(Verdict.REJECTED, reason, evidence=evidence)
         won = self._won(evidence)
         verdict = Verdict.PROMOTED if won else Verdict.REJECTED
-        reason = f"the trained model {'beats' if won else 'does not beat'} the incumbent: " + _in_words(
-            evidence["comparison"], 0.0, 0.0)
+        measured = _in_words(evidence["comparison"], 0.0, 0.0)
+        reason = f"the trained model {self._against_the_incumbent(evidence)}: {measured}{_losses_in_words(evidence)}"
         return Outcome(verdict, reason, trial.result if won else None, evidence)
+
+    def _against_the_incumbent(self, values: JsonObject) -> str:
+        return f"{'beats' if self._is_better(values) else 'does not beat'} the incumbent"
 
     def _with_seal(self, inputs: Mapping[str, str]) -> dict[str, str]:
         return {**inputs, "seal": self.seal} if self.seal else dict(inputs)
@@ -224,7 +252,33 @@ def coarse_to_fine(
     return CoarseToFine(
         RandomSearch if settings.search is SearchKind.RANDOM else CmaEs, definitions, weights, settings.sigma,
         settings.groups, settings.fine_sigma, settings.coarse_proposals, seed_from("epoch", settings.seed, epoch),
+        settings.novelty,
     )
+
+
+def lost_guards(values: JsonObject) -> list[str]:
+    """The guards on which the candidate was shown to lose more than the margin."""
+    return [task for task, found in values.get("guards", {}).items() if found["decision"] == WORSE]
+
+
+def _lesson(values: JsonObject) -> JsonObject:
+    """What the search learns from a screening."""
+    more = {name: values[name] for name in ("measures", "sketch") if name in values}
+    return {
+        "fitness": values["fitness"], "incumbent_fitness": values["incumbent_fitness"],
+        "scores": values["fitness_scores"], "member": values.get("member"), "trained": values.get("trained", False),
+        **({"lost_guards": lost_guards(values)} if lost_guards(values) else {}), **more,
+    }
+
+
+def _told(lesson: JsonObject, promoted: bool) -> Told:
+    """What the search is told. Where a guard was lost it gets no fitness: no search may climb there."""
+    if lesson.get("fitness") is None:
+        return Told()
+    rest = (lesson["scores"], lesson["member"], promoted, lesson.get("measures", {}), lesson.get("sketch", []))
+    if lesson.get("lost_guards"):
+        return Told(None, WORST, *rest)
+    return Told(lesson["fitness"], lesson["fitness"] - lesson["incumbent_fitness"], *rest)
 
 
 def _carries(change: JsonObject, mark: JsonObject) -> bool:
@@ -241,3 +295,10 @@ def _in_words(comparison: JsonObject | None, fitness: float, incumbent: float) -
     if not comparison or not comparison["n"]:
         return f"{fitness:.3f} against {incumbent:.3f} on the shared items"
     return f"{comparison['mean']:+.3f} on {comparison['n']} fresh items, p = {comparison['p_value']:.3g}"
+
+
+def _losses_in_words(values: JsonObject) -> str:
+    """What was lost on the guards, where it was too much."""
+    lost = [f"{task} ({values['guards'][task]['mean']:+.3f} on {values['guards'][task]['n']} search items)"
+            for task in lost_guards(values)]
+    return f", but it loses more than is borne on {', '.join(lost)}" if lost else ""

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,7 @@ import numpy as np
 from cmaes import CMA, SepCMA
 
 from loops.architecture.genome import DIGITS, Definition
+from loops.architecture.novelty import first_worth, is_novel, remembered
 from state.records import JsonObject, seed_from
 
 MOST_FULL_DIMENSIONS = 150      # above, the covariance is kept diagonal (sep-CMA)
@@ -32,7 +33,8 @@ class Told:
     """What came of a candidate. `fitness` is None where it was never scored.
 
     `advantage` is its fitness less the incumbent's on the same items; `scores` the 0/1 text of its items; `member`
-    the digest of the built model, where one was kept; `promoted` whether it became the incumbent.
+    the digest of the built model, where one was kept; `promoted` whether it became the incumbent. `measures` holds the
+    objectives beside quality by name, `sketch` a short stand-in for its change from the base, where they were taken.
     """
 
     fitness: float | None = None
@@ -40,6 +42,8 @@ class Told:
     scores: str = ""
     member: str | None = None
     promoted: bool = False
+    measures: JsonObject = field(default_factory=dict)
+    sketch: list[float] = field(default_factory=list)
 
 
 class Search(Protocol):
@@ -55,8 +59,8 @@ class Search(Protocol):
         """The state after a candidate. Pure; a change that is not awaited (told before, or stale) alters nothing."""
         ...
 
-    def keep(self, state: JsonObject, scores: str) -> bool:
-        """Whether a model with these item scores is worth building although it did not beat the incumbent."""
+    def keep(self, state: JsonObject, told: Told) -> bool:
+        """Whether such a model is worth building although it did not beat the incumbent."""
         ...
 
 
@@ -70,11 +74,15 @@ class Cloud:
 
 @dataclass(frozen=True, slots=True)
 class CmaEs:
-    """CMA-ES (Hansen 2016, arXiv 1604.00772), diagonal above 150 genes; a stopped run restarts where it began."""
+    """CMA-ES (Hansen 2016, arXiv 1604.00772), diagonal above 150 genes; a stopped run restarts where it began.
+
+    A point within `novelty` of one already tried is drawn again.
+    """
 
     definition: Definition
     cloud: Cloud
     seed: int
+    novelty: float = 0.0
 
     def start(self) -> JsonObject:
         return {"optimiser": _frozen(self._fresh(0)), "restarts": 0, **NONE_OUT}
@@ -82,8 +90,7 @@ class CmaEs:
     def ask(self, state: JsonObject, in_flight: Sequence[JsonObject] = ()) -> JsonObject:
         optimiser = _thawed(state["optimiser"])
         generation, point = free_place(state, optimiser.population_size, in_flight)
-        optimiser.reseed_rng(seed_from("generation", self.seed, generation) % 2**32)
-        genes = [optimiser.ask() for _ in range(point + 1)][-1]
+        genes = _novel(self, state, in_flight, self._draws(optimiser, generation, point))
         return _marked(self.definition, self.seed, generation, point, genes)
 
     def tell(self, state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
@@ -91,6 +98,7 @@ class CmaEs:
         fitness = WORST if told.fitness is None else told.fitness
         entry = [self.definition.vector(change), fitness] if is_marked(change) else []
         after, generation = noted(state, optimiser.population_size, change, entry)
+        after = _with_tried(self, state, after, change)
         if generation is None:
             return after
         optimiser.tell([(np.array(point), -fitness) for point, fitness in generation])
@@ -99,8 +107,17 @@ class CmaEs:
             optimiser = self._fresh(restarts)
         return {**after, "optimiser": _frozen(optimiser), "restarts": restarts}
 
-    def keep(self, state: JsonObject, scores: str) -> bool:
+    def keep(self, state: JsonObject, told: Told) -> bool:
         return False
+
+    def _draws(self, optimiser: CMA | SepCMA, generation: int, point: int) -> Iterator[list[float]]:
+        """The point, and others from the same distribution that may stand for it."""
+        limits = self.definition.limits()
+        optimiser.reseed_rng(seed_from("generation", self.seed, generation) % 2**32)
+        yield _rounded([optimiser.ask() for _ in range(point + 1)][-1], limits)
+        optimiser.reseed_rng(seed_from("again", self.seed, generation, point) % 2**32)
+        while True:
+            yield _rounded(optimiser.ask(), limits)
 
     def _fresh(self, restarts: int) -> CMA | SepCMA:
         limits, mean = np.array(self.definition.limits()), np.array(self.cloud.mean)
@@ -112,26 +129,35 @@ class CmaEs:
 
 @dataclass(frozen=True, slots=True)
 class RandomSearch:
-    """The honest control: the same cloud, generation after generation, learning nothing."""
+    """The honest control: the same cloud, generation after generation, learning nothing but what was tried."""
 
     definition: Definition
     cloud: Cloud
     seed: int
+    novelty: float = 0.0
 
     def start(self) -> JsonObject:
         return dict(NONE_OUT)
 
     def ask(self, state: JsonObject, in_flight: Sequence[JsonObject] = ()) -> JsonObject:
         generation, point = free_place(state, self._size, in_flight)
-        draws = np.random.RandomState(seed_from("generation", self.seed, generation) % 2**32)
-        genes = [draws.normal(self.cloud.mean, self.cloud.sigma) for _ in range(point + 1)][-1]
+        genes = _novel(self, state, in_flight, self._draws(generation, point))
         return _marked(self.definition, self.seed, generation, point, genes)
 
     def tell(self, state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
-        return noted(state, self._size, change, [])[0]
+        return _with_tried(self, state, noted(state, self._size, change, [])[0], change)
 
-    def keep(self, state: JsonObject, scores: str) -> bool:
+    def keep(self, state: JsonObject, told: Told) -> bool:
         return False
+
+    def _draws(self, generation: int, point: int) -> Iterator[list[float]]:
+        """The point, and others of the same cloud that may stand for it."""
+        limits, (mean, sigma) = self.definition.limits(), (self.cloud.mean, self.cloud.sigma)
+        draws = np.random.RandomState(seed_from("generation", self.seed, generation) % 2**32)
+        yield _rounded([draws.normal(mean, sigma) for _ in range(point + 1)][-1], limits)
+        draws = np.random.RandomState(seed_from("again", self.seed, generation, point) % 2**32)
+        while True:
+            yield _rounded(draws.normal(mean, sigma), limits)
 
     @property
     def _size(self) -> int:
@@ -184,13 +210,32 @@ def is_marked(change: JsonObject) -> bool:
     return bool({"generation", "point"} <= change.get("search", {}).keys())
 
 
-def _marked(definition: Definition, seed: int, generation: int, point: int, genes: Any) -> JsonObject:
-    """A drawn point as a change. It is rounded, so the point that is told is the point that was built."""
+def _novel(
+    search: CmaEs | RandomSearch, state: JsonObject, in_flight: Sequence[JsonObject], draws: Iterator[list[float]]
+) -> list[float]:
+    """The first of the draws that was not tried yet and is not being tried, nor is nearly."""
+    out = [search.definition.vector(change) for change in in_flight if is_marked(change)] if search.novelty else []
+    tried = [*state.get("tried", []), *out]
+    return first_worth(draws, lambda point: is_novel(point, tried, search.novelty))
+
+
+def _with_tried(
+    search: CmaEs | RandomSearch, before: JsonObject, after: JsonObject, change: JsonObject
+) -> JsonObject:
+    """The state after a point was told, with the point among those tried where the search asks for new ones."""
+    if after is before or not search.novelty:
+        return after
+    return {**after, "tried": remembered(before.get("tried", []), search.definition.vector(change))}
+
+
+def _marked(definition: Definition, seed: int, generation: int, point: int, genes: Sequence[float]) -> JsonObject:
+    """A drawn point as a change."""
     mark = {"generation": generation, "point": point, "items_seed": seed_from("items", seed, generation)}
-    return {**definition.change(_rounded(genes, definition.limits())), "search": mark}
+    return {**definition.change(genes), "search": mark}
 
 
 def _rounded(genes: Any, limits: Sequence[tuple[float, float]]) -> list[float]:
+    """Genes within their limits, rounded, so that the point that is told is the point that was built."""
     return [round(min(high, max(low, float(gene))), DIGITS) for gene, (low, high) in zip(genes, limits, strict=True)]
 
 

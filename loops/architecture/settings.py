@@ -11,7 +11,7 @@ MOST = 10**9
 LEAST = {
     "groups": 1, "coarse_proposals": 1, "archive": 1, "fitness_items": 1, "fresh_items": 1, "batch_items": 1,
     "score_batch": 1, "patience": 0, "merges_between": 0, "inner_trials": 0, "inner_child_trials": 0, "inner_tokens": 0,
-    "inner_seconds": 0, "trained_parents": 0, "seed": 0,
+    "inner_seconds": 0, "trained_parents": 0, "guard_items": 0, "seed": 0,
 }
 """The smallest values with which the loop can work."""
 
@@ -20,6 +20,15 @@ class SearchKind(StrEnum):
     CMAES = "cmaes"
     M2N2 = "m2n2"
     RANDOM = "random"
+
+
+class Objective(StrEnum):
+    """What a member of an archive is judged by: M2N2's fitness, and what is measured, of which less is better."""
+
+    QUALITY = "quality"
+    SIZE = "size"                   # parameters
+    LATENCY = "latency"             # time per token, as a ratio to the base
+    FORGETTING = "forgetting"       # score lost against the base on search items of the guard tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,12 @@ class ArchitectureSettings:
     trained_parents: int = 1            # promoted trained models that join the parents, the latest first
     trained_weight: float = 1.0         # first weight of such a parent
     beside_weight: float = 0.1          # first weight of the others beside it
+    objectives: tuple[str, ...] = (Objective.QUALITY,)  # what an archive selects by; more than one: NSGA-II
+    separate_splits: bool = False       # whether a crossover splits attention at a point of its own
+    most_alike: float = 1.0             # cosine of two members' changes from the base from which they are not mated
+    novelty: float = 0.0                # largest difference of a gene within which a point counts as tried; 0: none
+    guard_items: int = 0                # search items of each guard on which a winner must not be shown worse
+    guard_margin: float = 0.03          # loss on a guard that is borne there
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,8 +77,27 @@ class ArchitectureSettings:
         for name in ("mean", "trained_weight", "beside_weight"):
             if not -10 <= getattr(self, name) <= 10:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be between -10 and 10")
+        for name, low, high in (("most_alike", 0, 1), ("novelty", 0, 1), ("guard_margin", 0, 0.99)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be between {low} and {high}")
         if not 0 < self.level < 1:
             raise ValueError(f"level is {self.level}, it must be between 0 and 1")
         unknown = [name for name in self.operators if name not in list(Operator)]
         if unknown or not self.operators:
             raise ValueError(f"operators must be some of {', '.join(Operator)}")
+        self._check_objectives()
+
+    def _check_objectives(self) -> None:
+        if Objective.QUALITY not in self.objectives or any(name not in list(Objective) for name in self.objectives):
+            raise ValueError(f"objectives must be quality and some of {', '.join(list(Objective)[1:])}")
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("objectives names one of them twice")
+        if len(self.objectives) > 1 and self.search is not SearchKind.M2N2:
+            raise ValueError(f'objectives beside quality need search = "{SearchKind.M2N2}"')
+        if Objective.FORGETTING in self.objectives and not self.guard_items:
+            raise ValueError("the objective forgetting needs guard_items of at least 1")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The objectives beside quality: what a candidate is measured in."""
+        return tuple(name for name in self.objectives if name != Objective.QUALITY)

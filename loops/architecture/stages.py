@@ -30,6 +30,7 @@ class CoarseToFine:
     fine_sigma: float
     coarse_proposals: int
     seed: int
+    novelty: float = 0.0
 
     def start(self) -> JsonObject:
         state = {"stage": 0, "told": 0, "best": [None] * len(self.coarse), "origin": None}
@@ -55,7 +56,7 @@ class CoarseToFine:
         after["best"] = self._better(state, stage, change, told)
         return self._advance(after) if after["told"] >= self.coarse_proposals else after
 
-    def keep(self, state: JsonObject, scores: str) -> bool:
+    def keep(self, state: JsonObject, told: Told) -> bool:
         return False
 
     def definition(self, state: JsonObject) -> Definition:
@@ -94,7 +95,7 @@ class CoarseToFine:
         seed = seed_from("stage", self.seed, state["stage"])
         if state["origin"] is None:
             definition = self.coarse[state["stage"]]
-            return self.kind(definition, Cloud(tuple(definition.centre(self.weights)), self.sigma), seed)
+            return self.kind(definition, Cloud(tuple(definition.centre(self.weights)), self.sigma), seed, self.novelty)
         origin = state["origin"]
         fine, mean = self.coarse[origin["operator"]].refine(origin["vector"], self.fine_groups)
-        return self.kind(fine, Cloud(tuple(mean), self.fine_sigma), seed)
+        return self.kind(fine, Cloud(tuple(mean), self.fine_sigma), seed, self.novelty)

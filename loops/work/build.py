@@ -154,19 +154,24 @@ def _prunes(
 def _crossed(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[str]) -> Callable[[str], Tensor]:
     """M2N2's child (arXiv 2508.16204): SLERP_w of A and B below the split point, SLERP_(1-w) above it.
 
-    The split is a fraction of all parameters in name order; the tensor it falls in is cut there. One parent alone
-    stands for itself.
+    The split is a fraction of all parameters in name order; the tensor it falls in is cut there. With an
+    "attention_split" the tensors of attention have that fraction of theirs, and "split" is of the rest. One parent
+    alone stands for itself.
     """
     first, second = models[change["parents"][0]], models[change["parents"][-1]]
     mix: float = change["mix"]
-    starts, total = {}, 0
-    for name in names:
-        starts[name] = total
-        total += first[name].numel()
-    point = math.floor(change["split"] * total)
+    apart = "attention_split" in change
+    left = {}                                                   # parameters from a tensor's start to its split point
+    for own in (True, False):
+        part = [name for name in names if (apart and _is_attention(name)) == own]
+        sizes = [first[name].numel() for name in part]
+        point = math.floor(change["attention_split" if own else "split"] * sum(sizes)) if part else 0
+        for name, size in zip(part, sizes, strict=True):
+            left[name] = point
+            point -= size
 
     def crossed(name: str) -> Tensor:
-        a, b, below = first[name], second[name], point - starts[name]
+        a, b, below = first[name], second[name], left[name]
         if len(change["parents"]) == 1:
             return a.float()
         if below <= 0 or below >= a.numel():
@@ -176,6 +181,10 @@ def _crossed(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[
         return torch.cat([lower, upper]).view(a.shape)
 
     return crossed
+
+
+def _is_attention(name: str) -> bool:
+    return MODULES[cell_of(name, 1, 1)[1]] == "attention"
 
 
 def _check_alike(template: Tensors, other: Tensors, digest: str) -> None:

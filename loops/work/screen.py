@@ -14,17 +14,21 @@ from typing import TypeVar
 import numpy as np
 
 from loops.architecture.genome import models_of, template_of
+from loops.architecture.settings import Objective
 from loops.work.build import Tensors, place, read_tensors
-from safety.yardstick.compare import Comparison, Race, paired
+from loops.work.sketch import sketch
+from safety.serving import in_turn
+from safety.yardstick.compare import Comparison, Race, losses, paired, pieces
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
 from safety.yardstick.scoring import Scored, Scores, load_model, score_items
-from safety.yardstick.tasks import draw, sealed_ids
+from safety.yardstick.tasks import draw, draw_some, sealed_ids
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, canonical
 
 T = TypeVar("T")
-MOST_KEPT_DRAWS = 8
+MOST_KEPT_DRAWS = 32
+LATENCY_STEP = 0.05             # ratios are rounded to it: models of one size measure .98 to 1.02 of each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +82,30 @@ class Bed:
     def candidate(self, change: JsonObject) -> Placed:
         """A warm model whose weights are the candidate's until the next one is placed."""
         for digest in models_of(change):
-            _kept(self.warm.tensors, digest, lambda d: read_tensors(self.desk.inputs[f"model:{d}"], self.desk.device))
+            self.tensors(digest)
         template = template_of(change)
         shell = _kept(self.warm.shells, template, self._shell)
         place(change, self.warm.tensors, shell.model.state_dict())
         return Placed(shell, template)
 
+    def tensors(self, digest: str) -> Tensors:
+        """The tensors of a saved model, in memory."""
+        return _kept(
+            self.warm.tensors, digest, lambda d: read_tensors(self.desk.inputs[f"model:{d}"], self.desk.device)
+        )
+
     def drawn(self, count: int, seed: int) -> list[Drawn]:
         """`count` search items of every task, none of them sealed. Raises TaskError where there are too few."""
         return [Drawn(task, self._items(task, count, seed)) for task in self.tasks]
+
+    def guards(self, seed: int | None = None) -> list[Drawn]:
+        """Search items of every guard that the params name, fewer where it has fewer: those of the comparison by their
+        seed, or the ones that all candidates share, by the seed of the fitness. Raises TaskError where there are none.
+        """
+        asked: JsonObject = self.spec.params.get("guards", {"tasks": []})
+        seed = self.spec.params["fitness_seed"] if seed is None else seed
+        tasks = [TaskSpec.from_json(body) for body in asked["tasks"]]
+        return [Drawn(task, self._items(task, asked["count"], seed, fewer=True)) for task in tasks]
 
     def scored(self, candidate: Placed, drawn: Drawn) -> Scores:
         tokens = self.book.tokens(candidate.shell, candidate.template, drawn.items)
@@ -96,12 +115,15 @@ class Bed:
         """Scores of a saved model; an item it has met before is not scored again."""
         return self.book.scores(digest, f"model:{digest}", drawn.task, drawn.items)
 
-    def _items(self, task: TaskSpec, count: int, seed: int) -> list[Item]:
+    def _items(self, task: TaskSpec, count: int, seed: int, fewer: bool = False) -> list[Item]:
         seal = self.spec.inputs.get("seal", "")
         key = (canonical(task.to_json()), count, seed, seal)
         if key not in self.warm.draws:
             sealed = _kept(self.warm.sealed, seal, lambda _: sealed_ids(self.desk.inputs["seal"])) if seal else ()
-            self.warm.draws[key] = draw(task, Split.SEARCH, count, seed, frozenset(sealed))
+            self.warm.draws[key] = (
+                draw_some(task, count, seed, frozenset(sealed)) if fewer else
+                draw(task, Split.SEARCH, count, seed, frozenset(sealed))
+            )
             for old in list(self.warm.draws)[:-MOST_KEPT_DRAWS]:
                 del self.warm.draws[old]
         return self.warm.draws[key]
@@ -124,6 +146,9 @@ def screen(spec: JobSpec, desk: Desk) -> Produced:
 
     Params: change, incumbent, tasks, fitness_seed, fitness_count, fresh_seed, fresh_count, race_batch, batch, level (of
     the race, .05). A candidate that is not above the incumbent on the shared items is hopeless without a race.
+    "guards" ({tasks, count, margin, seed}) adds the value "guards": what a candidate that the race did not stop loses
+    on each. "measures" (some of size, latency, forgetting and sketch) and "base", a model's digest, add the values
+    "measures" and "sketch". Latency depends on the machine, everything else on the spec alone.
     """
     bed, params = Bed.of(spec, desk), spec.params
     candidate = bed.candidate(params["change"])
@@ -135,13 +160,56 @@ def screen(spec: JobSpec, desk: Desk) -> Produced:
         comparison = _raced(bed, candidate, _fresh(bed, shared), race)
     else:
         race.decision = "hopeless"
-    values = {
+    values: JsonObject = {
         "fitness": round(float(new.mean()), 6), "incumbent_fitness": round(float(old.mean()), 6),
         "fitness_scores": "".join("1" if score >= 1 else "0" for score in new),
         "race": {"decision": race.decision, "n": race.n, "mean": round(comparison.mean, 6), "e": round(race.e, 6)},
         "comparison": comparison.to_json(),
     }
-    return Produced(values, items=len(new) + comparison.n + bed.book.scored)
+    found = _measured(bed, candidate, shared)
+    lost = _losses(bed, candidate) if race.decision != "hopeless" else {}
+    more = sum(entry["n"] for entry in lost.values()) + found.items
+    return Produced({**values, **found.values, **({"guards": lost} if lost else {})},
+                    items=len(new) + comparison.n + more + bed.book.scored)
+
+
+def _losses(bed: Bed, candidate: Placed) -> JsonObject:
+    """What the candidate loses on search items of each guard, none of which it was selected on."""
+    asked: JsonObject = bed.spec.params.get("guards", {})
+    if not asked:
+        return {}
+    forgetting = Objective.FORGETTING in bed.spec.params.get("measures", ())
+    met = {item for drawn in bed.guards() for item in drawn.items} if forgetting else set()
+
+    def pairs(drawn: Drawn) -> Iterator[tuple[Scores, Scores]]:
+        left = [item for item in drawn.items if item not in met]
+        for part in pieces(left, int(bed.spec.params["race_batch"])):
+            some = Drawn(drawn.task, list(part))
+            yield bed.scored(candidate, some), bed.known(bed.spec.params["incumbent"], some)
+
+    level = float(bed.spec.params.get("level", 0.05))
+    return losses({drawn.task.name: pairs(drawn) for drawn in bed.guards(asked["seed"])}, asked["margin"], level)
+
+
+def _measured(bed: Bed, candidate: Placed, shared: Sequence[Drawn]) -> Produced:
+    """What the params ask to be measured besides quality: "measures" by name, and "sketch"."""
+    asked: Sequence[str] = bed.spec.params.get("measures", ())
+    measures: JsonObject = {}
+    items, base, model = 0, bed.spec.params.get("base", ""), candidate.shell.model
+    if Objective.SIZE in asked:
+        measures[Objective.SIZE] = sum(tensor.numel() for tensor in model.parameters())
+    if Objective.LATENCY in asked:
+        pair = {"new": candidate.shell, "old": bed.book.model(base, f"model:{base}")}
+        ratio = in_turn(pair, [item for drawn in shared for item in drawn.items])["latency_ratio"]
+        measures[Objective.LATENCY] = round(round(ratio / LATENCY_STEP) * LATENCY_STEP, 6)
+    if Objective.FORGETTING in asked:
+        losses_by_item = [bed.known(base, drawn) - bed.scored(candidate, drawn) for drawn in bed.guards()]
+        lost = np.concatenate([np.zeros(0, dtype=np.float32), *losses_by_item])
+        items, measures[Objective.FORGETTING] = len(lost), round(float(lost.mean()), 6) if len(lost) else 0.0
+    values: JsonObject = {"measures": measures} if measures else {}
+    if "sketch" in asked:
+        values["sketch"] = sketch(model.state_dict(), bed.tensors(base))
+    return Produced(values, items=items)
 
 
 def _fresh(bed: Bed, shared: Sequence[Drawn]) -> list[Drawn]:

@@ -7,16 +7,19 @@ item, each in [-1, 1].
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from safety.eprocess import EProcess
 from state.records import JsonObject
+
+WORSE: Final = "worse"
+KEPT: Final = "kept"
 
 _MOST_ENUMERATED: Final = 12
 _PERMUTATIONS: Final = 9_999
@@ -42,6 +45,7 @@ class Comparison:
         return cls(**body)
 
 
+T = TypeVar("T")
 Numbers = Sequence[float] | npt.NDArray[np.floating]
 
 
@@ -158,3 +162,35 @@ class Race:
 
     def to_json(self) -> JsonObject:
         return {"decision": self.decision, "n": self.n, "e": self.e, "futility": self.futility}
+
+
+def losses(guards: Mapping[str, Iterable[tuple[Numbers, Numbers]]], margin: float, level: float) -> JsonObject:
+    """What was lost on each guard, as `raced_loss` says it. The guards share `level`: it bounds the chance that any of
+    them is said to be worse although none lost more than `margin`.
+    """
+    return {name: raced_loss(pairs, margin, level / len(guards)) for name, pairs in guards.items()}
+
+
+def raced_loss(pairs: Iterable[tuple[Numbers, Numbers]], margin: float, level: float) -> JsonObject:
+    """Has the new model lost more than `margin`? Reads (new, old) scores of a few items at a time until that is clear.
+
+    Values: "decision" (WORSE where a loss within the margin is refuted at `level`, KEPT where one beyond it is, null
+    where neither), "n" items read, "mean" difference and "e", the evidence for a loss beyond the margin. Valid whenever
+    it stops. ValueError unless 0 <= margin < 1 and 0 < level < 1.
+    """
+    if not (0.0 <= margin < 1.0 and 0.0 < level < 1.0):
+        raise ValueError(f"a margin of {margin} at level {level} cannot be tested")
+    race = Race(d0=margin, d_min=margin, better_at=1.0 / level, hopeless_at=1.0 / level)
+    gains: list[float] = []
+    for new, old in pairs:
+        gains += (np.asarray(new, dtype=np.float64) - np.asarray(old, dtype=np.float64)).tolist()
+        if race.add([-gain for gain in gains[race.n :]]):
+            break
+    decision = {None: None, "better": WORSE, "hopeless": KEPT}[race.decision]
+    mean = float(np.mean(gains)) if gains else 0.0
+    return {"decision": decision, "n": len(gains), "mean": round(mean, 6), "e": round(race.e, 6)}
+
+
+def pieces(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in pieces of `size`, the last one shorter."""
+    return [items[at : at + size] for at in range(0, len(items), size)]

@@ -18,7 +18,7 @@ from state.records import JsonObject, canonical
 
 ROLES: Final = ("target", "guard")
 VERIFIERS: Final = ("exact", "numeric", "reasoning_gym")
-RESERVED: Final = ("pooled", "race")
+RESERVED: Final = ("pooled", "race", "guards")
 """Names that no task may have: job results use them beside task names."""
 
 _SOURCE_KEYS: Final = {

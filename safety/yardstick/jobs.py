@@ -7,16 +7,16 @@ but a report, which is for people; what proposes changes asks for "score" and "c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from safety.yardstick.compare import Race, paired, wilson
+from safety.yardstick.compare import Race, losses, paired, pieces, wilson
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
 from safety.yardstick.scoring import BATCH, Scores
 from safety.yardstick.sealed import load_guard, load_vault
-from safety.yardstick.tasks import draw, sealed_ids
+from safety.yardstick.tasks import draw, draw_some, sealed_ids
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split
 
@@ -57,7 +57,7 @@ def compare(spec: JobSpec, desk: Desk) -> Produced:
 
     Params: "tasks", "count" items a task, "seed", "batch", "race" (on unless false: score batch by batch and stop as
     soon as the answer is clear), "level" of the race (0.05) and "d_min" (0.02: the smallest gain worth finding). Input
-    "seal" keeps sealed items out.
+    "seal" keeps sealed items out. "guards" ({"tasks", "count", "margin", "seed"}) adds what is lost on others.
     Values: {task: Comparison} and "pooled" (Comparison over all tasks) and "race" ({"decision", "n", "e", "futility"},
     decision null when neither was clear). Where the race stopped, the pooled p-value is the race's, valid in spite of
     that; those of single tasks are not. Output "scores": a file {task: {"ids", "new", "old"}} of what was scored.
@@ -77,7 +77,25 @@ def compare(spec: JobSpec, desk: Desk) -> Produced:
         desk.progress((done + 1) / len(rounds), f"{task.name}: {len(found[task.name])} items")
         if race.add(new - old) and racing:
             break
-    return _compared(found, race, racing, desk, book.scored)
+    guards = _guards(spec, desk, book) if race.decision != "hopeless" else {}
+    return _compared(found, race, racing, desk, book.scored, {"guards": guards} if guards else {})
+
+
+def _guards(spec: JobSpec, desk: Desk, book: ScoreBook) -> JsonObject:
+    """What the new model lost on the search items of each guard that the params name."""
+    asked: JsonObject = spec.params.get("guards", {})
+    if not asked:
+        return {}
+    tasks = [TaskSpec.from_json(body) for body in asked["tasks"]]
+    sealed = sealed_ids(desk.inputs["seal"]) if "seal" in desk.inputs else frozenset()
+
+    def pairs(task: TaskSpec) -> Iterator[tuple[Scores, Scores]]:
+        items = draw_some(task, int(asked["count"]), int(asked["seed"]), sealed)
+        for part in pieces(items, book.batch):
+            new, old = (book.scores(spec.inputs[name], name, task, part) for name in ("model:new", "model:old"))
+            yield new, old
+
+    return losses({task.name: pairs(task) for task in tasks}, asked["margin"], float(spec.params.get("level", 0.05)))
 
 
 def items_of(spec: JobSpec, desk: Desk, task: TaskSpec) -> list[Item]:
@@ -131,14 +149,15 @@ def _summary(scores: Scores) -> JsonObject:
 
 def _rounds(pending: Sequence[tuple[TaskSpec, list[Item]]], size: int) -> list[tuple[TaskSpec, list[Item]]]:
     """The tasks' items in pieces of `size`, the tasks taking turns."""
-    pieces = [[(t, items[at : at + size]) for at in range(0, len(items), size)] for t, items in pending]
-    return [piece for turn in zip_longest(*pieces) for piece in turn if piece is not None]
+    parts = [[(task, part) for part in pieces(items, size)] for task, items in pending]
+    return [part for turn in zip_longest(*parts) for part in turn if part is not None]
 
 
 def _compared(
-    found: Mapping[str, Sequence[tuple[Item, float, float]]], race: Race, racing: bool, desk: Desk, scored: int
+    found: Mapping[str, Sequence[tuple[Item, float, float]]], race: Race, racing: bool, desk: Desk, scored: int,
+    more: JsonObject,
 ) -> Produced:
-    values: JsonObject = {"race": race.to_json()}
+    values: JsonObject = {"race": race.to_json(), **more}
     kept: JsonObject = {}
     for task, rows in found.items():
         new, old = [row[1] for row in rows], [row[2] for row in rows]

@@ -20,7 +20,7 @@ from safety.yardstick.items import Item, TaskError, TaskSpec
 from state import given
 from state.records import Split, seed_from
 
-__all__ = ["TaskError", "draw", "fresh_items", "pinned", "read_jsonl", "reserved", "sealed_ids", "stream"]
+__all__ = ["TaskError", "draw", "draw_some", "fresh_items", "pinned", "read_jsonl", "reserved", "sealed_ids", "stream"]
 
 _SPAN: Final = 2**29
 """How many numbers of a generator belong to one split: search has the first span, vault the second, guard the third."""
@@ -39,6 +39,17 @@ def draw(
     if split is Split.VAULT:
         raise TaskError(f"task {task.name}: the vault is drawn once, when it is sealed")
     return take(task, split, count, seed, sealed)
+
+
+def draw_some(task: TaskSpec, count: int, seed: int, sealed: frozenset[str] = frozenset()) -> list[Item]:
+    """Search items: `count`, or half as many again and again where the task has too few. Raises TaskError without any.
+    """
+    try:
+        return draw(task, Split.SEARCH, count, seed, sealed)
+    except TaskError:
+        if count <= 1:
+            raise
+        return draw_some(task, count // 2, seed, sealed)
 
 
 def reserved(task: TaskSpec, item: Item) -> bool:

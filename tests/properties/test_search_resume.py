@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from loops.architecture.genome import Definition, Operator
 from loops.architecture.population import M2n2
 from loops.architecture.search import Cloud, CmaEs, RandomSearch, Search, Told, _frozen, _thawed
+from loops.architecture.settings import Objective
 from loops.architecture.stages import CoarseToFine
 from state.records import JsonObject, canonical, seed_from
 
@@ -33,7 +35,15 @@ def searches(seed: int) -> dict[str, Search]:
         "random": RandomSearch(COARSE, cloud(COARSE), seed),
         "coarse to fine": CoarseToFine(CmaEs, both, (0.5, 0.5), 1 / 6, 2, 1 / 12, 9, seed),
         "m2n2": M2n2(("x", "y", "z"), 4, seed),
+        "cma, new points": CmaEs(COARSE, cloud(COARSE), seed, 0.05),
+        "random, new points": RandomSearch(COARSE, cloud(COARSE), seed, 0.05),
+        "coarse to fine, new points": CoarseToFine(CmaEs, both, (0.5, 0.5), 1 / 6, 2, 1 / 12, 9, seed, 0.02),
+        "m2n2, hopeless pairs spared": M2n2(("x", "y", "z"), 4, seed, most_alike=0.9, novelty=0.1),
+        "nsga-ii": M2n2(("x", "y", "z"), 4, seed, tuple(Objective), separate_splits=True, novelty=0.05),
     }
+
+
+KINDS = sorted(searches(0).keys() - {"sep-cma"})
 
 
 def told(change: JsonObject, noise: int) -> Told:
@@ -43,11 +53,14 @@ def told(change: JsonObject, noise: int) -> Told:
         return Told()
     scores = "".join(str(draw >> bit & 1) for bit in range(16))
     fitness = scores.count("1") / 16
-    return Told(fitness, fitness - 0.5, scores, f"m{draw % 1000}" if draw % 3 else None, draw % 13 == 0)
+    measures = {"size": draw % 5, "latency": 1 + draw % 7 / 10, "forgetting": draw % 9 / 10}
+    sketch = [float((draw >> bit) % 3 - 1) for bit in range(6)]
+    member = f"m{draw % 1000}" if draw % 3 else None
+    return Told(fitness, fitness - 0.5, scores, member, draw % 13 == 0, measures, sketch)
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 2**32), st.sampled_from(["cma", "random", "coarse to fine", "m2n2"]))
+@given(st.integers(0, 2**32), st.integers(0, 2**32), st.sampled_from(KINDS))
 def test_the_path_is_the_same_whether_or_not_the_state_is_kept_as_text(seed: int, noise: int, kind: str) -> None:
     search = searches(seed)[kind]
     alone, kept = search.start(), search.start()
@@ -91,7 +104,7 @@ def test_a_thawed_optimiser_freezes_to_the_same_text_and_goes_on_as_the_one_that
         assert np.allclose(first.mean, second.mean, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["cma", "random", "coarse to fine", "m2n2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_telling_a_change_twice_or_a_stale_one_alters_nothing(kind: str) -> None:
     search = searches(5)[kind]
     state = search.start()
@@ -123,7 +136,7 @@ def test_states_stay_small_enough_for_a_row() -> None:
 @settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 2**32), st.integers(2, 9), st.lists(st.integers(0, 8), min_size=60, max_size=60),
-    st.sampled_from(["cma", "random", "coarse to fine", "m2n2"]),
+    st.sampled_from(KINDS),
 )
 def test_with_several_in_flight_no_change_is_asked_twice_and_every_answer_counts(
     seed: int, workers: int, order: list[int], kind: str
@@ -144,7 +157,7 @@ def test_with_several_in_flight_no_change_is_asked_twice_and_every_answer_counts
         after = search.tell(state, change, told(change, 1))
         told_of += after != state
         state = after
-    late = 2 * (workers - 1) if kind == "coarse to fine" else 0       # from a stage that closed meanwhile
+    late = 2 * (workers - 1) if kind.startswith("coarse to fine") else 0       # from a stage that closed meanwhile
     assert len(order) - told_of <= late
 
 
@@ -176,3 +189,71 @@ def test_while_a_generation_is_out_the_next_one_begins_and_each_is_told_with_its
     state = search.tell(state, out[0], Told(0.9))
     assert state["optimiser"] != unchanged
     assert [(entry["generation"], sorted(entry["told"])) for entry in state["open"]] == [(1, ["0", "1"])]
+
+
+def life(kind: str, seed: int, workers: int, answers: list[int], stops: set[int]) -> tuple[list[str], str]:
+    """Every change a search asks for with so many in flight, and its last state.
+
+    `answers` says which of those in flight comes in next. At each of `stops` everything is lost but what a ledger
+    keeps as text: the state after the last answer and the changes that are open; before, or after, new ones are asked.
+    """
+    search, state, in_flight = searches(seed)[kind], searches(seed)[kind].start(), list[JsonObject]()
+    asked = []
+    for moment, answer in enumerate(answers):
+        while len(in_flight) < workers:
+            if 2 * moment in stops:
+                search, state, in_flight = searches(seed)[kind], *json.loads(canonical([state, in_flight]))
+            in_flight.append(search.ask(state, in_flight))
+            asked.append(canonical(in_flight[-1]))
+        if 2 * moment + 1 in stops:
+            search, state, in_flight = searches(seed)[kind], *json.loads(canonical([state, in_flight]))
+        change = in_flight.pop(answer % workers)
+        state = search.tell(state, change, told(change, 3))
+    return asked, canonical(state)
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 6), st.lists(st.integers(0, 5), min_size=50, max_size=50),
+    st.sets(st.integers(0, 99), max_size=12),
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_that_is_interrupted_anywhere_takes_the_path_of_one_that_is_not(
+    kind: str, seed: int, workers: int, answers: list[int], stops: set[int]
+) -> None:
+    undisturbed = life(kind, seed, workers, answers, set())
+    assert life(kind, seed, workers, answers, stops) == undisturbed
+    assert len(set(undisturbed[0])) == len(undisturbed[0]) >= 50
+
+
+def test_sep_cma_that_is_interrupted_takes_the_path_of_one_that_is_not() -> None:
+    answers = [seed_from(place) % 4 for place in range(45)]
+    undisturbed = life("sep-cma", 6, 4, answers, set())
+    assert life("sep-cma", 6, 4, answers, {3, 30, 31, 57, 80}) == undisturbed
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(["cma, new points", "random, new points"]))
+def test_no_point_is_nearly_one_that_was_tried_while_there_is_room_for_others(seed: int, kind: str) -> None:
+    search, tolerance = searches(seed)[kind], 0.02
+    assert isinstance(search, CmaEs | RandomSearch)
+    search = replace(search, novelty=tolerance)
+    state, points = search.start(), list[list[float]]()
+    for place in range(24):
+        out = [search.ask(state)]
+        out.append(search.ask(state, out))
+        points += [search.definition.vector(change) for change in out]
+        for change in out:
+            state = search.tell(state, change, told(change, place))
+    for place, one in enumerate(points):
+        assert all(max(abs(a - b) for a, b in zip(one, two, strict=True)) >= tolerance for two in points[:place])
+
+
+@pytest.mark.parametrize("kind", ["cma", "random", "m2n2"])
+def test_a_search_that_does_not_ask_for_novelty_keeps_nothing_of_what_was_tried(kind: str) -> None:
+    search = searches(4)[kind]
+    state = search.start()
+    for _ in range(9):
+        change = search.ask(state)
+        state = search.tell(state, change, told(change, 1))
+    assert "tried" not in state

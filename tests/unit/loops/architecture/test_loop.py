@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from loops.architecture.loop import ArchitectureLoop
-from loops.architecture.settings import ArchitectureSettings, SearchKind
+from loops.architecture.settings import ArchitectureSettings, Objective, SearchKind
 from loops.loop import Bench, Loop, Trial
 from loops.work.build import build
 from loops.work.screen import screen
@@ -292,6 +292,101 @@ def test_the_archive_keeps_a_child_that_adds_something_although_it_does_not_beat
     members = [member["digest"] for member in state["search"]["members"]]
     assert members[:2] == ["x", "y"]
     assert members[2].startswith("built-")
+
+
+GUARDED = replace(SETTINGS, guard_items=32, guard_margin=0.1)
+GUARD = {"name": "g", "role": "guard"}
+
+
+def with_guard(decision: str | None, advantage: float = 0.1) -> JsonObject:
+    guards = {"g": {"decision": decision, "n": 32, "mean": -0.2, "e": 30.0}}
+    return {**screened(advantage, "better", 0.01), "guards": guards}
+
+
+def test_a_winner_that_is_shown_worse_on_a_guard_is_rejected_and_the_row_says_why() -> None:
+    loop, runner = replace(loop_of(GUARDED), guards=[GUARD]), answering(lambda spec: with_guard("worse"))
+    outcome, state = once(loop, loop.start(), runner)
+    assert [spec.kind for spec in runner.specs] == ["screen"]
+    asked = runner.specs[0].params["guards"]
+    assert {key: asked[key] for key in ("tasks", "count", "margin")} == {"tasks": [GUARD], "count": 32, "margin": 0.1}
+    assert outcome.verdict is Verdict.REJECTED
+    assert outcome.result is None
+    assert outcome.evidence["guards"]["g"]["e"] == 30.0
+    assert outcome.reason == (
+        "task_arithmetic beats the incumbent: +0.100 on 9 fresh items, p = 0.01, "
+        "but it loses more than is borne on g (-0.200 on 32 search items)")
+    assert state["idle"] == 1
+    assert state["search"]["inner"]["open"][0]["told"]["0"][1] == -1.0      # no search climbs where a guard is lost
+    assert state["search"]["best"] == [None]
+
+
+@pytest.mark.parametrize("decision", ["kept", None])
+def test_a_winner_of_which_no_guard_shows_a_loss_is_promoted(decision: str | None) -> None:
+    loop = replace(loop_of(GUARDED), guards=[GUARD])
+    outcome, _ = once(loop, loop.start(), answering(lambda spec: with_guard(decision)))
+    assert outcome.verdict is Verdict.PROMOTED
+    assert "borne" not in outcome.reason
+
+
+def test_a_trained_model_is_held_to_the_guards_as_well() -> None:
+    loop = replace(loop_of(GUARDED), guards=[GUARD])
+
+    def answer(spec: JobSpec) -> JobResult:
+        body = with_guard("worse")
+        assert spec.params["guards"]["tasks"] == [GUARD]
+        return JobResult({"pooled": body["comparison"], "race": body["race"], "guards": body["guards"]}, {}, Cost())
+
+    trained = Outcome(Verdict.PROMOTED, "", "t", cost=Cost(tokens=60))
+    outcome, state = once(loop, keeping(loop.start()), Scripted(answer), children=lambda *_: trained)
+    assert outcome.verdict is Verdict.REJECTED
+    assert "but it loses more than is borne on g" in outcome.reason
+    assert state["trained"] == []
+
+
+def test_jobs_and_states_are_those_of_before_where_nothing_more_is_asked_for() -> None:
+    loop = replace(loop_of(), guards=[GUARD])
+    runner = answering(lambda spec: screened(0.1, "better"))
+    outcome, state = once(loop, loop.start(), runner)
+    plain = answering(lambda spec: screened(0.1, "better"))
+    assert (outcome, state) == once(loop_of(), loop_of().start(), plain)
+    assert [spec.digest for spec in runner.specs] == [spec.digest for spec in plain.specs]
+    assert not {"guards", "measures", "base"} & runner.specs[0].params.keys()
+
+
+def test_an_archive_of_several_objectives_measures_each_candidate_against_the_base() -> None:
+    settings = replace(GUARDED, search=SearchKind.M2N2, objectives=tuple(Objective), most_alike=0.9, patience=50)
+    loop = replace(loop_of(settings), guards=[GUARD])
+    rows = iter(["1100", "0110", "0011"])
+
+    def answer(spec: JobSpec) -> JsonObject:
+        assert spec.params["measures"] == ["size", "latency", "forgetting", "sketch"]
+        assert spec.params["base"] == spec.inputs["model:b"] == "b"
+        more = {"measures": {"size": 9, "latency": 1.0, "forgetting": 0.1}, "sketch": [1.0, 0.0]}
+        return {**screened(-0.1, "hopeless", scores=next(rows)), **more}
+
+    state, runner = loop.start(), answering(answer)
+    for _ in range(3):
+        outcome, state = once(loop, state, runner)
+        assert outcome.evidence["measures"]["size"] == 9
+        assert "sketch" not in outcome.evidence
+    members = state["search"]["members"]
+    assert len(members) == 3
+    assert all(member["measures"]["forgetting"] == 0.1 and member["sketch"] == [1.0, 0.0] for member in members)
+    assert loop._shape != replace(loop, settings=replace(settings, objectives=("quality",)))._shape
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"objectives": ("size",)}, "objectives must be quality and some of size, latency, forgetting"),
+    ({"objectives": ("quality", "speed")}, "objectives must be quality"),
+    ({"objectives": ("quality", "size")}, 'need search = "m2n2"'),
+    ({"objectives": ("quality", "size", "size"), "search": SearchKind.M2N2}, "twice"),
+    ({"objectives": ("quality", "forgetting"), "search": SearchKind.M2N2}, "guard_items"),
+    ({"novelty": -0.1}, "novelty"), ({"most_alike": 1.1}, "most_alike"), ({"guard_margin": 1.0}, "guard_margin"),
+    ({"guard_items": -1}, "guard_items"),
+])
+def test_settings_of_the_population_that_cannot_work_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(SETTINGS, **change)
 
 
 def test_a_whole_life_repeats_itself_from_its_states() -> None:

@@ -38,6 +38,27 @@ def test_the_written_tensors_are_the_composed_ones_bit_for_bit(
         assert torch.equal(written[name], tensor)
 
 
+def test_with_a_split_point_of_its_own_attention_changes_sides_where_the_rest_does_not(zoo: dict[str, Path]) -> None:
+    """SLERP with mix 0 is the first parent and with 1 the second, so each side of a split point is one of them."""
+    models = {name: read_tensors(path) for name, path in zoo.items()}
+    change = {**CROSSING, "split": 0.0, "attention_split": 1.0, "mix": 0.0}
+    sides = {True: models["one"], False: models["two"]}
+    for name, tensor in composed(change, models):
+        assert torch.equal(tensor, sides["self_attn" in name][name]), name
+
+
+def test_two_equal_split_points_cut_each_part_at_its_own_place(zoo: dict[str, Path]) -> None:
+    models = {name: read_tensors(path) for name, path in zoo.items()}
+    halves = dict(composed({**CROSSING, "split": 0.5, "attention_split": 0.5, "mix": 0.0}, models))
+    for own in (True, False):
+        names = [name for name in halves if ("self_attn" in name) == own]
+        first = torch.cat([models["one"][name].flatten() for name in names])
+        second = torch.cat([models["two"][name].flatten() for name in names])
+        made, point = torch.cat([halves[name].flatten() for name in names]), first.numel() // 2
+        assert torch.equal(made[:point], first[:point])
+        assert torch.equal(made[point:], second[point:])
+
+
 def test_building_twice_gives_the_same_bytes(desk_of: Make) -> None:
     first = {path.name: path.read_bytes() for path in built(CHANGE, desk_of()).iterdir()}
     second = {path.name: path.read_bytes() for path in built(CHANGE, desk_of()).iterdir()}

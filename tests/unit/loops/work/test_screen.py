@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from zoo import pairs
 
 from loops.architecture.genome import Definition, Operator
+from loops.architecture.settings import Objective
 from loops.work.build import build
 from loops.work.control import random_search
 from loops.work.screen import Bed, _fresh, screen
+from loops.work.sketch import WIDTH
+from safety.headers import tensor_headers
 from safety.yardstick.scoring import load_model
 from state.jobs import Desk, JobSpec
 from state.records import JsonObject, canonical
@@ -87,6 +91,71 @@ def test_fresh_items_are_neither_shared_nor_sealed(desk_of: Make, task: JsonObje
     fresh = {item.id for item in _fresh(sealed, shared)[0].items}
     assert not {item.id for item in shared[0].items} & fresh
     assert not ({item.id for item in sealed.drawn(248, 9)[0].items} | fresh) & set(banned)
+
+
+def half(task: JsonObject, which: str, folder: Path) -> JsonObject:
+    """The items of one expert's half, as a guard."""
+    path = folder / f"{which}.jsonl"
+    rows = [json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in pairs(which)]
+    path.write_text("\n".join(rows))
+    return {**task, "name": which, "role": "guard", "source": {"kind": "jsonl", "path": str(path)}}
+
+
+def guards_of(task: JsonObject, folder: Path, margin: float = 0.03) -> JsonObject:
+    return {"tasks": [half(task, name, folder) for name in ("one", "two")], "count": 96, "margin": margin, "seed": 4}
+
+
+def test_a_winner_is_looked_at_on_the_guards_and_a_loser_is_not(
+    desk_of: Make, task: JsonObject, tmp_path: Path
+) -> None:
+    """From the first expert to the second: better on the second's half, much worse on the first's."""
+    guards = guards_of(task, tmp_path)
+    target = {**half(task, "two", tmp_path), "name": "target", "role": "target"}
+    turned = Definition(Operator.LINEAR, "base", ("two",)).change([1.0])
+    sizes = {"fitness_count": 32, "fresh_count": 96}
+    values = screen(spec_of(target, turned, "one", guards=guards, **sizes), desk_of()).values
+    assert values["comparison"]["p_value"] < 0.05
+    assert values["guards"]["one"]["decision"] == "worse"
+    assert values["guards"]["two"]["decision"] == "kept"
+    values = screen(spec_of(target, turned, "two", guards=guards, **sizes), desk_of()).values
+    assert "guards" not in values
+
+
+def test_size_latency_forgetting_and_sketch_are_measured_against_the_base(
+    desk_of: Make, task: JsonObject, tmp_path: Path, zoo: dict[str, Path]
+) -> None:
+    more = {"guards": guards_of(task, tmp_path), "base": "base", "measures": [*list(Objective)[1:], "sketch"]}
+    found = [
+        screen(spec_of(task, Definition(Operator.LINEAR, "base", (name,)).change([1.0]), "base", **more), desk_of())
+        for name in ("base", "one", "one")
+    ]
+    base, one, again = (produced.values for produced in found)
+    assert base["measures"]["size"] == sum(header.count for header in tensor_headers(zoo["base"]).values())
+    assert base["measures"]["forgetting"] == 0.0
+    assert base["sketch"] == [0.0] * WIDTH
+    assert 0.2 < base["measures"]["latency"] < 5
+    assert one["measures"]["forgetting"] != 0.0
+    assert one["sketch"] == again["sketch"] != base["sketch"]
+    assert one["measures"]["forgetting"] == again["measures"]["forgetting"]
+
+
+def test_what_is_not_asked_for_is_not_measured(desk_of: Make, task: JsonObject) -> None:
+    assert screen(spec_of(task, CHANGE), desk_of()).values.keys() == {
+        "fitness", "incumbent_fitness", "fitness_scores", "race", "comparison"}
+
+
+def test_items_that_all_candidates_meet_do_not_decide_about_a_guard(
+    desk_of: Make, task: JsonObject, tmp_path: Path
+) -> None:
+    more = {"guards": guards_of(task, tmp_path) | {"count": 400}, "base": "base", "measures": ["forgetting"]}
+    spec = spec_of(task, CHANGE, **more)
+    bed = Bed.of(spec, desk_of())
+    assert len(bed.guards()[0].items) == 100                # half as many until the file has enough
+    met = {item.id for drawn in bed.guards() for item in drawn.items}
+    values = screen(spec, desk_of()).values
+    left = [sum(item.id not in met for item in drawn.items) for drawn in bed.guards(4)]
+    assert 0 < max(left) < 100
+    assert all(values["guards"][name]["n"] <= most for name, most in zip(("one", "two"), left, strict=True))
 
 
 def test_what_a_job_does_not_name_leaves_the_cache(desk_of: Make, task: JsonObject) -> None:

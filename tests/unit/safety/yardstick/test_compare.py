@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safety.yardstick.compare import Comparison, Race, paired, sign_test, wilson
+from safety.yardstick.compare import KEPT, WORSE, Comparison, Race, losses, paired, raced_loss, sign_test, wilson
 
 
 def test_a_known_sign_test() -> None:
@@ -93,3 +93,37 @@ def test_an_equal_model_wins_at_most_one_race_in_twenty() -> None:
         race = Race()
         wins += race.add(generator.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=400)) == "better"
     assert wins <= 300 / 20
+
+
+def of_guard(loss: float, n: int, seed: int) -> list[tuple[list[float], list[float]]]:
+    """Items that the old model solves and the new one loses at that rate, ten at a time."""
+    kept = (np.random.default_rng(seed).random(n) >= loss).astype(float).tolist()
+    return [(kept[at : at + 10], [1.0] * len(kept[at : at + 10])) for at in range(0, n, 10)]
+
+
+def test_a_large_loss_on_a_guard_is_shown_and_stops_early() -> None:
+    found = raced_loss(of_guard(0.4, 400, 1), 0.03, 0.05)
+    assert found["decision"] == WORSE
+    assert found["n"] < 60
+    assert found["mean"] < -0.1
+    assert found["e"] >= 20
+
+
+def test_what_loses_nothing_is_kept_and_a_few_items_decide_nothing() -> None:
+    assert raced_loss(of_guard(0.0, 400, 1), 0.05, 0.05)["decision"] == KEPT
+    assert raced_loss(of_guard(0.4, 10, 1), 0.4, 0.05)["decision"] is None
+    assert raced_loss([], 0.03, 0.05) == {"decision": None, "n": 0, "mean": 0.0, "e": 1.0}
+
+
+def test_a_loss_within_the_margin_is_rarely_said_to_be_worse_however_many_guards_there_are() -> None:
+    wrong = 0
+    for life in range(200):
+        found = losses({name: of_guard(0.05, 400, 3 * life + place) for place, name in enumerate("abc")}, 0.05, 0.05)
+        wrong += any(entry["decision"] == WORSE for entry in found.values())
+    assert wrong <= 20                                      # 10 are expected at most; more than 20 has a chance of .002
+
+
+@pytest.mark.parametrize(("margin", "level"), [(-0.1, 0.05), (1.0, 0.05), (0.1, 0.0), (0.1, 1.0)])
+def test_a_margin_or_level_that_cannot_be_tested_is_refused(margin: float, level: float) -> None:
+    with pytest.raises(ValueError, match="cannot be tested"):
+        raced_loss([], margin, level)

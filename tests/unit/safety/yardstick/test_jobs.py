@@ -129,3 +129,19 @@ def test_a_seed_of_the_job_itself_is_used_when_the_parameters_name_none(house: d
 def test_a_search_job_without_a_count_is_refused(house: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a count"):
         ask(house, tmp_path, "score", BOTH)
+
+
+def guarded(house: dict[str, Path], folder: Path, new: str, old: str) -> Any:
+    """A comparison on too few items of a target to decide anything, and what it says of a guard."""
+    guard = {"tasks": [COPYING.to_json()], "count": 48, "margin": 0.03, "seed": 5}
+    inputs = {"model:new": new, "model:old": old, "seal": "seal"}
+    return ask(house, folder, "compare", inputs, count=4, seed=5, tasks=[MATHS.to_json()], guards=guard).values
+
+
+def test_a_comparison_says_what_was_lost_on_a_guard(house: dict[str, Path], tmp_path: Path) -> None:
+    worse, kept = guarded(house, tmp_path, "old", "new"), guarded(house, tmp_path, "new", "old")
+    assert worse["guards"]["copying2"]["decision"] == "worse"
+    assert worse["guards"]["copying2"]["mean"] < -0.3
+    assert kept["guards"]["copying2"]["decision"] == "kept"
+    assert worse["pooled"]["n"] == 4
+    assert "guards" not in ask(house, tmp_path, "compare", BOTH, count=4, seed=5).values
