@@ -263,11 +263,12 @@ def lost_guards(values: JsonObject) -> list[str]:
 
 def _lesson(values: JsonObject) -> JsonObject:
     """What the search learns from a screening."""
-    more = {name: values[name] for name in ("measures", "sketch") if name in values}
+    lost = lost_guards(values)
+    more: JsonObject = {name: values[name] for name in ("measures", "sketch") if name in values}
     return {
         "fitness": values["fitness"], "incumbent_fitness": values["incumbent_fitness"],
         "scores": values["fitness_scores"], "member": values.get("member"), "trained": values.get("trained", False),
-        **({"lost_guards": lost_guards(values)} if lost_guards(values) else {}), **more,
+        **more, **({"lost_guards": lost} if lost else {}),
     }
 
 

@@ -184,7 +184,7 @@ def _losses(bed: Bed, candidate: Placed) -> JsonObject:
     def pairs(drawn: Drawn) -> Iterator[tuple[Scores, Scores]]:
         left = [item for item in drawn.items if item not in met]
         for part in pieces(left, int(bed.spec.params["race_batch"])):
-            some = Drawn(drawn.task, list(part))
+            some = Drawn(drawn.task, part)
             yield bed.scored(candidate, some), bed.known(bed.spec.params["incumbent"], some)
 
     level = float(bed.spec.params.get("level", 0.05))

@@ -191,6 +191,6 @@ def raced_loss(pairs: Iterable[tuple[Numbers, Numbers]], margin: float, level: f
     return {"decision": decision, "n": len(gains), "mean": round(mean, 6), "e": round(race.e, 6)}
 
 
-def pieces(items: Sequence[T], size: int) -> list[Sequence[T]]:
+def pieces(items: list[T], size: int) -> list[list[T]]:
     """The items in pieces of `size`, the last one shorter."""
     return [items[at : at + size] for at in range(0, len(items), size)]

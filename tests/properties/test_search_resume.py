@@ -59,7 +59,7 @@ def told(change: JsonObject, noise: int) -> Told:
     return Told(fitness, fitness - 0.5, scores, member, draw % 13 == 0, measures, sketch)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 2**32), st.sampled_from(KINDS))
 def test_the_path_is_the_same_whether_or_not_the_state_is_kept_as_text(seed: int, noise: int, kind: str) -> None:
     search = searches(seed)[kind]
@@ -133,7 +133,7 @@ def test_states_stay_small_enough_for_a_row() -> None:
     assert len(canonical(state)) < 20_000
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 2**32), st.integers(2, 9), st.lists(st.integers(0, 8), min_size=60, max_size=60),
     st.sampled_from(KINDS),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -389,43 +389,81 @@ def test_settings_of_the_population_that_cannot_work_are_refused(change: dict[st
         replace(SETTINGS, **change)
 
 
-def test_a_whole_life_repeats_itself_from_its_states() -> None:
+@pytest.mark.parametrize("settings", [
+    SETTINGS, replace(SETTINGS, novelty=0.1, search=SearchKind.RANDOM),
+    replace(SETTINGS, search=SearchKind.M2N2, archive=3, novelty=0.1),
+    replace(GUARDED, search=SearchKind.M2N2, objectives=tuple(Objective), most_alike=0.9, archive=3),
+])
+def test_a_whole_life_repeats_itself_from_its_states(settings: ArchitectureSettings) -> None:
+    def answer(spec: JobSpec) -> JsonObject:
+        draw = seed_from(canonical(spec.params.get("change", {})))
+        more = {"measures": {"size": draw % 3, "latency": draw % 5 / 4, "forgetting": draw % 7 / 9},
+                "sketch": [draw % 11 - 5.0, draw % 13 - 6.0]}
+        return {**screened(draw % 100 / 500, None, 0.2, f"{draw % 256:08b}"), **(more if "base" in spec.params else {})}
+
     def life(text: bool) -> list[str]:
-        loop, state, told = loop_of(), loop_of().start(), []
-        runner = answering(lambda spec: screened(seed_from(canonical(spec.params["change"])) % 100 / 500, None, 0.2))
+        loop = replace(loop_of(settings), guards=[GUARD])
+        state, told = loop.start(), []
         for _ in range(20):
             state = json.loads(canonical(state)) if text else state
-            outcome, state = once(loop, state, runner, children=lambda *_: Outcome(Verdict.REJECTED, ""))
+            outcome, state = once(loop, state, answering(answer), children=lambda *_: Outcome(Verdict.REJECTED, ""))
             told.append(canonical([outcome.to_json(), state]))
         return told
 
     assert life(True) == life(False)
 
 
-def test_with_real_models_and_jobs_a_merge_of_two_experts_becomes_the_incumbent(
-    zoo: dict[str, Path], task: JsonObject, tmp_path: Path
-) -> None:
-    models, cache = dict(zoo), dict[str, Any]()
+def working_on(models: dict[str, Path], folder: Path) -> Scripted:
+    """A runner that does the jobs, on models that it adds to as they are built."""
+    cache: dict[str, Any] = {}
 
     def answer(spec: JobSpec) -> JobResult:
-        folder = tmp_path / spec.digest
-        folder.mkdir(exist_ok=True)
+        (folder / spec.digest).mkdir(exist_ok=True)
         inputs = {name: models[digest] for name, digest in spec.inputs.items()}
         work = {"screen": screen, "build": build, "compare": compare}[spec.kind]
-        produced = work(spec, Desk(folder, inputs, cache=cache))
+        produced = work(spec, Desk(folder / spec.digest, inputs, cache=cache))
         if "model" in produced.outputs:
             models[spec.digest] = produced.outputs["model"]
         return JobResult(produced.values, dict.fromkeys(produced.outputs, spec.digest), Cost())
 
-    settings = replace(SETTINGS, fitness_items=64, fresh_items=160, batch_items=32, score_batch=32, patience=99)
-    inner: Any = Inner()
-    loop = ArchitectureLoop(settings, [task], inner, "base", ("one", "two"))
-    state, working = loop.start(), "base"
+    return Scripted(answer)
+
+
+SMALL = replace(SETTINGS, fitness_items=64, fresh_items=160, batch_items=32, score_batch=32, patience=99)
+
+
+def test_with_real_models_and_jobs_a_merge_of_two_experts_becomes_the_incumbent(
+    zoo: dict[str, Path], task: JsonObject, tmp_path: Path
+) -> None:
+    models, inner = dict(zoo), Inner()
+    loop = ArchitectureLoop(SMALL, [task], cast(Any, inner), "base", ("one", "two"))
+    runner, state, working = working_on(models, tmp_path), loop.start(), "base"
     for _ in range(12):
-        outcome, state = once(loop, state, Scripted(answer), working)
+        outcome, state = once(loop, state, runner, working)
         working = str(outcome.result) if outcome.verdict is Verdict.PROMOTED else working
     assert working != "base"
     assert (models[working] / "model.safetensors").is_file()
+
+
+def test_with_real_models_and_jobs_an_archive_of_several_objectives_fills_with_children(
+    zoo: dict[str, Path], task: JsonObject, tmp_path: Path
+) -> None:
+    models, inner, guard = dict(zoo), Inner(), {**task, "name": "guard", "role": "guard"}
+    settings = replace(
+        SMALL, search=SearchKind.M2N2, objectives=tuple(Objective), separate_splits=True, most_alike=0.999,
+        novelty=0.05, guard_items=32, archive=3,
+    )
+    loop = ArchitectureLoop(settings, [task], cast(Any, inner), "base", ("one", "two"), guards=[guard])
+    runner, state, working = working_on(models, tmp_path), loop.start(), "base"
+    for _ in range(8):
+        outcome, state = once(loop, state, runner, working)
+        working = str(outcome.result) if outcome.verdict is Verdict.PROMOTED else working
+        assert set(outcome.evidence["measures"]) == {"size", "latency", "forgetting"}
+    members = state["search"]["members"]
+    assert len(members) == 3
+    assert any(member["digest"] not in zoo for member in members)
+    assert len({member["measures"]["size"] for member in members}) == 1
+    assert len(state["search"]["tried"]) == 6
 
 
 def test_the_reason_says_in_words_what_was_measured() -> None:
