@@ -302,4 +302,4 @@ def _losses_in_words(values: JsonObject) -> str:
     """What was lost on the guards, where it was too much."""
     lost = [f"{task} ({values['guards'][task]['mean']:+.3f} on {values['guards'][task]['n']} search items)"
             for task in lost_guards(values)]
-    return f", but it loses more than is borne on {', '.join(lost)}" if lost else ""
+    return f"; it loses more than is borne on {', '.join(lost)}" if lost else ""

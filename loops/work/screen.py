@@ -146,7 +146,7 @@ def screen(spec: JobSpec, desk: Desk) -> Produced:
 
     Params: change, incumbent, tasks, fitness_seed, fitness_count, fresh_seed, fresh_count, race_batch, batch, level (of
     the race, .05). A candidate that is not above the incumbent on the shared items is hopeless without a race.
-    "guards" ({tasks, count, margin, seed}) adds the value "guards": what a candidate that the race did not stop loses
+    "guards" ({tasks, count, margin, seed}) adds the value "guards": what a candidate that beats the incumbent loses
     on each. "measures" (some of size, latency, forgetting and sketch) and "base", a model's digest, add the values
     "measures" and "sketch". Latency depends on the machine, everything else on the spec alone.
     """
@@ -155,7 +155,8 @@ def screen(spec: JobSpec, desk: Desk) -> Produced:
     shared = bed.drawn(params["fitness_count"], params["fitness_seed"])
     new = np.concatenate([bed.scored(candidate, drawn) for drawn in shared])
     old = np.concatenate([bed.known(params["incumbent"], drawn) for drawn in shared])
-    race, comparison = Race(better_at=1.0 / float(params.get("level", 0.05))), paired([], [])
+    level = float(params.get("level", 0.05))
+    race, comparison = Race(better_at=1.0 / level), paired([], [])
     if new.mean() > old.mean():
         comparison = _raced(bed, candidate, _fresh(bed, shared), race)
     else:
@@ -167,13 +168,14 @@ def screen(spec: JobSpec, desk: Desk) -> Produced:
         "comparison": comparison.to_json(),
     }
     found = _measured(bed, candidate, shared)
-    lost = _losses(bed, candidate) if race.decision != "hopeless" else {}
+    won = race.decision == "better" or (race.decision is None and comparison.p_value < level)
+    lost = _losses(bed, candidate, level) if won else {}
     more = sum(entry["n"] for entry in lost.values()) + found.items
     return Produced({**values, **found.values, **({"guards": lost} if lost else {})},
                     items=len(new) + comparison.n + more + bed.book.scored)
 
 
-def _losses(bed: Bed, candidate: Placed) -> JsonObject:
+def _losses(bed: Bed, candidate: Placed, level: float) -> JsonObject:
     """What the candidate loses on search items of each guard, none of which it was selected on."""
     asked: JsonObject = bed.spec.params.get("guards", {})
     if not asked:
@@ -187,7 +189,6 @@ def _losses(bed: Bed, candidate: Placed) -> JsonObject:
             some = Drawn(drawn.task, part)
             yield bed.scored(candidate, some), bed.known(bed.spec.params["incumbent"], some)
 
-    level = float(bed.spec.params.get("level", 0.05))
     return losses({drawn.task.name: pairs(drawn) for drawn in bed.guards(asked["seed"])}, asked["margin"], level)
 
 

@@ -313,8 +313,8 @@ def test_a_winner_that_is_shown_worse_on_a_guard_is_rejected_and_the_row_says_wh
     assert outcome.result is None
     assert outcome.evidence["guards"]["g"]["e"] == 30.0
     assert outcome.reason == (
-        "task_arithmetic beats the incumbent: +0.100 on 9 fresh items, p = 0.01, "
-        "but it loses more than is borne on g (-0.200 on 32 search items)")
+        "task_arithmetic beats the incumbent: +0.100 on 9 fresh items, p = 0.01; "
+        "it loses more than is borne on g (-0.200 on 32 search items)")
     assert state["idle"] == 1
     assert state["search"]["inner"]["open"][0]["told"]["0"][1] == -1.0      # no search climbs where a guard is lost
     assert state["search"]["best"] == [None]
@@ -339,7 +339,7 @@ def test_a_trained_model_is_held_to_the_guards_as_well() -> None:
     trained = Outcome(Verdict.PROMOTED, "", "t", cost=Cost(tokens=60))
     outcome, state = once(loop, keeping(loop.start()), Scripted(answer), children=lambda *_: trained)
     assert outcome.verdict is Verdict.REJECTED
-    assert "but it loses more than is borne on g" in outcome.reason
+    assert "; it loses more than is borne on g" in outcome.reason
     assert state["trained"] == []
 
 
