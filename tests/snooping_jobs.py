@@ -62,10 +62,11 @@ def snoop(spec: JobSpec, desk: Desk) -> Produced:
 
 
 def wander(spec: JobSpec, desk: Desk) -> Produced:
-    """Where marks are in the files around it: in the whole state folder, in its own room, beside and at the paths that
-    it was told outright."""
+    """Where marks are in the files around it: in the whole state folder, in its own room, and at and beside the
+    paths that it was told outright."""
     told = [Path(path) for path in spec.params["paths"]]
-    folders = {Path(spec.params["state"]), desk.folder.parent.parent, *(path.parent for path in told)}
+    around = {desk.folder.parent, desk.folder.parent.parent, *(path.parent for path in desk.inputs.values())}
+    folders = {Path(spec.params["state"]), *around, *(path.parent for path in told)}
     files = [file for folder in sorted(folders) for file in every_file(folder)] + told
     files += [Path("/proc/self/fd") / name for name in ("1", "2")]
     found = {str(file): content for file in files if MARK.search(content := content_of(file))}
