@@ -94,6 +94,8 @@ def _of_the_life(task: TaskSpec, begun: Beginnings | None, sealed: Mapping[str, 
 
 
 def _nothing_sealed(root: Path) -> Path:
+    """The seal where no life has begun: no id of any task."""
     folder = root / "seal"
     folder.mkdir()
+    (folder / "none.json").write_text("[]\n")
     return folder

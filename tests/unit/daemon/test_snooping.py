@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from toy_house import House
 
+from daemon.genesis import pools_spec
+from daemon.scoring import _nothing_sealed
 from safety import landlock
 from safety.yardstick.items import TaskSpec
 from safety.yardstick.sealed import load_guard, load_vault
@@ -72,6 +74,7 @@ class Sealed:
     file: Path
     tasks: list[TaskSpec]
     seal: str
+    vault: str
     marks: frozenset[str]                       # of the sealed items
     left: frozenset[str]                        # of the others
 
@@ -90,7 +93,7 @@ def from_file(house: House, tmp_path: Path) -> Sealed:
         (load_vault, "vault", tasks[0]), (load_guard, "guard", tasks[1])))
     sealed = frozenset(item.answer for item in (*vault, *guard))
     assert len(sealed) == 35
-    return Sealed(file, tasks, made["seal"], sealed, frozenset(marks) - sealed)
+    return Sealed(file, tasks, made["seal"], made["vault"], sealed, frozenset(marks) - sealed)
 
 
 def asked_of(from_file: Sealed, **more: object) -> dict[str, object]:
@@ -106,6 +109,17 @@ def test_of_a_file_it_finds_what_is_left_to_search_and_nothing_sealed(
     assert set(found["marks"]) == from_file.left
     assert set(found["found"]) <= {"its inputs", "its memory"}
     assert house.runner.run(JobSpec(kind, {}, asked_of(from_file, round=2))).values["looked"]["its own order"] > 0
+
+
+def test_where_no_life_has_begun_a_score_gets_its_pool_from_a_sealing_too(
+    house: House, from_file: Sealed, tmp_path: Path
+) -> None:
+    nothing = house.registry.add_copy(_nothing_sealed(tmp_path), "seal")
+    seal = house.runner.run(pools_spec(nothing, from_file.tasks[:1], "")).outputs["seal"]
+    found = house.runner.run(JobSpec("screen", {"seal": seal}, asked_of(from_file))).values["marks"]
+    vault = load_vault(house.registry.path(from_file.vault), from_file.tasks[0])
+    assert len(found) == 40
+    assert not set(found) & {item.answer for item in vault}
 
 
 def wandering(house: House, from_file: Sealed, kind: str = "score", **more: object) -> set[str]:
