@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -218,10 +218,6 @@ class Worker:
         self.jobs = 0
         nursery.workers.add(pid)
 
-    def suits(self, reads: Collection[str], limits: Limits) -> bool:
-        """Whether its sandbox is one in which a job that reads these files may run under these limits."""
-        return self.rules.limits == limits and set(reads) <= set(self.rules.read)
-
     def kill(self) -> None:
         """End it and what it started; returns when it is gone."""
         if self.nursery.ending(self.pid, 0) is None:
@@ -260,12 +256,12 @@ class Pool:
                 self._nursery = self._make()
             return self._nursery
 
-    def idle_worker(self, reads: Collection[str], limits: Limits) -> Worker | None:
-        """The warm worker that was used last, whose cache is the fullest. One that does not suit is let go."""
+    def idle_worker(self, limits: Limits) -> Worker | None:
+        """The warm worker that was used last, whose cache is the fullest. One under other limits is let go."""
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
-                if worker.nursery.ending(worker.pid, 0) is None and worker.suits(reads, limits):
+                if worker.nursery.ending(worker.pid, 0) is None and worker.rules.limits == limits:
                     return worker
                 worker.dismiss()
             return None

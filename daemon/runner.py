@@ -25,7 +25,7 @@ from typing import Final, Self
 
 from daemon.energy import EnergyMeter
 from daemon.handover import end, plain, sensible, take_over
-from daemon.kinds import MAY_READ_THE_VAULT, OWN_PROCESS, artefact_kind, sources_of
+from daemon.kinds import OWN_PROCESS, READS_SEALED_ITEMS, SEALED_SPLITS, artefact_kind, sources_of
 from daemon.meter import Meter, is_seen
 from daemon.pool import Nursery, Pool, Worker
 from daemon.rooms import Room, reclaim
@@ -189,8 +189,8 @@ class LocalRunner:
         for name, digest in spec.inputs.items():
             if not self.registry.holds(digest):
                 raise JobFailed(f"{spec.kind}: the registry does not hold its input {name!r} ({digest[:12]})")
-            if self.registry.kind(digest) == "vault" and spec.kind not in MAY_READ_THE_VAULT:
-                raise JobFailed(f"{spec.kind}: its input {name!r} is the vault, which this kind of job may not read")
+            if (kept := self.registry.kind(digest)) in SEALED_SPLITS and spec.kind not in READS_SEALED_ITEMS:
+                raise JobFailed(f"{spec.kind}: its input {name!r} is the {kept}, which this kind of job may not read")
             paths[name] = self.registry.path(digest).absolute()
         return paths
 
@@ -278,8 +278,8 @@ class LocalRunner:
 
     def _worker(self, spec: JobSpec) -> Worker | None:
         """A warm worker, or a new one where the kind wants it; None where it died before its first word."""
-        limits, reads = Limits.of(self.bounds()), sources_of(spec.params)
-        if spec.kind not in OWN_PROCESS and (warm := self._pool.idle_worker(reads, limits)) is not None:
+        limits = Limits.of(self.bounds())
+        if spec.kind not in OWN_PROCESS and (warm := self._pool.idle_worker(limits)) is not None:
             return warm
         try:
             nursery = self._pool.nursery()
@@ -287,7 +287,7 @@ class LocalRunner:
             raise Parked from None
         room = Room(self.folder, limits.user)
         rules = Rules(
-            (str(room.inside), *reads), room.writable, limits, str(room.temporary),
+            (str(room.inside), *sources_of(spec)), room.writable, limits, str(room.temporary),
             limit_data=not self.device.startswith("cuda"),
         )
         try:

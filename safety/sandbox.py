@@ -325,10 +325,10 @@ def statements(limits: Limits, state: Path) -> list[tuple[str, bool, str]]:
     ]
 
 
-def exposed(state: Path) -> str:
-    """The folder that every worker reads and in which the state folder lies; "" where there is none."""
+def exposed(path: Path) -> str:
+    """The folder that every worker reads and in which a file or folder lies; "" where there is none."""
     shown = rights_of(Rules((), (), Limits(1.0, 1.0))).read
-    resolved = state.resolve()
+    resolved = path.resolve()
     return next((path for path in shown if resolved.is_relative_to(Path(path).resolve())), "")
 
 
