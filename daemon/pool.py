@@ -26,6 +26,7 @@ from safety.sandbox import Limits, Rules
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 LONGEST_MESSAGE: Final = 1 << 16
+ANSWER_SECONDS: Final = 1.0
 LOG_BYTES: Final = 1 << 20
 MOST_JOBS_IN_A_WORKER: Final = 500
 MOST_ENDINGS_KEPT: Final = 1000
@@ -69,6 +70,7 @@ class Nursery:
         self.ended = False
         self.workers: set[int] = set()                      # that have said hello and not ended yet
         self._endings: dict[int, int] = {}
+        self._nameless: dict[int, int | None] = {}          # what was asked and is answered
         self._changed = threading.Condition()
         self._connected = threading.Event()
         if unit is not None:
@@ -116,6 +118,15 @@ class Nursery:
         with self._changed:
             self._changed.wait_for(lambda: pid in self._endings or self.ended, timeout_seconds)
             return self._endings.get(pid)
+
+    def nameless(self, pid: int) -> int | None:
+        """Bytes of the files without a name of a worker and what it started, by the nursery's own look; None where it
+        is not shown them either, or does not answer."""
+        with suppress(OSError):
+            self._ours.send(json.dumps({"nameless": pid}).encode())
+        with self._changed:
+            self._changed.wait_for(lambda: pid in self._nameless or pid in self._endings or self.ended, ANSWER_SECONDS)
+            return self._nameless.pop(pid, None)
 
     def stop(self) -> None:
         """End the nursery and with it every worker. Returns when they are gone."""
@@ -191,8 +202,11 @@ class Nursery:
                     self.started = started
                 case {"refused": str(reason)}:
                     self.refusal = reason
+                case {"nameless": [int(pid), int() | None as held]}:
+                    self._nameless[pid] = held
                 case {"exited": [int(pid), int(status)]}:
                     self._endings[pid] = status
+                    self._nameless.pop(pid, None)
                     self.workers.discard(pid)
                     if len(self._endings) > MOST_ENDINGS_KEPT:
                         del self._endings[next(iter(self._endings))]

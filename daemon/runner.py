@@ -335,7 +335,8 @@ class LocalRunner:
         """The worker's last word. Raises Closed when it died, JobFailed when its time is up or a bound is met, or
         Parked."""
         meter = Meter(
-            worker.pid, worker.room.folder, worker.rules.limits, self.bounds().resources.min_disk_free_gib
+            worker.pid, worker.room.folder, worker.rules.limits, self.bounds().resources.min_disk_free_gib,
+            worker.nursery.nameless,
         )
         worker.wire.send(order)
         give_up = math.inf

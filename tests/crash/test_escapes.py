@@ -240,6 +240,12 @@ def test_a_job_that_takes_too_much_is_ended_and_the_bound_is_named(house, way, w
     assert house.runner.run(JobSpec("look", {}, {"after": way})).values["no_new_privs"] == "1"
 
 
+def test_files_without_a_name_are_counted_by_the_nursery_where_the_daemon_is_not_shown_them(house, monkeypatch):
+    """As beside a worker unit, whose user namespace is its own."""
+    monkeypatch.setattr("daemon.meter.nameless", lambda pids: None)
+    denied(house, ask("fill_namelessly"), r"killed, resources.scratch_gib: .* is outside 0.05")
+
+
 @needs_filter
 def test_forking_without_end_ends_at_the_bound_where_processes_are_allowed(house, monkeypatch):
     monkeypatch.setattr(house.runner, "bounds", allowing(worker_processes=8))
