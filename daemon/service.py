@@ -53,6 +53,7 @@ class Service:
         self.time_of_day = time.time()
         self.paused_by: str | None = None
         self.warned: frozenset[str] = frozenset()           # the bounds past whose warning level we are
+        self.trouble: str | None = None                     # why we are degraded
         self.week_tested: int | None = None                 # when stable last met itself in this life of the daemon
         self.workers = works.settings.service.workers
         self.one_by_one = works.ledger.was_cut_short()      # so that what took the daemon down is found
@@ -212,11 +213,16 @@ class Service:
             self.log.warning("state unknown", reason=str(error))
 
     def _warn(self) -> None:
-        """A line of the log for each bound that has come past its warning level since the last look."""
+        """A line of the log for each bound that has come past its warning level since the last look, and for trouble
+        that began or ended."""
         lines = {line.partition(":")[0]: line for line in self.works.warnings()}
         for name in sorted(lines.keys() - self.warned):
             self.log.warning("warned", warning=lines[name])
         self.warned = frozenset(lines)
+        trouble = self.works.trouble()
+        if trouble != self.trouble:
+            self.log.warning("degraded" if trouble else "recovered", reason=trouble)
+        self.trouble = trouble
 
     def answer(self, request: JsonObject) -> JsonObject:
         """One request of the control socket. Raises UserError for what cannot be done."""

@@ -108,6 +108,9 @@ class Works:
 
     def trouble(self) -> str | None:
         """Why the daemon is not well although it is not paused, or None."""
+        outage = self.runner.outage()
+        if outage:
+            return f"{outage}; jobs wait for it"
         tested = self.jobbook.result(noise_now(self.desk).digest)
         refusal = tested and too_noisy(tested.values, self.bounds())
         return f"nothing is released until it is explained why stable disagrees with itself: {refusal}" if refusal \
@@ -179,6 +182,8 @@ def wire(
         )
         closing.enter_context(runner)
         runner.start()
+        if ledger.latest(Event.GENESIS) is None:
+            runner.require_unit()
         beginnings = begin(settings, places.config.parent, ledger, registry, runner, bounds(), code)
         bounds.record()
         house = House(ledger, runner, bounds, code, settings.seed)

@@ -32,7 +32,7 @@ class Lines:
 
 def service_of(court: Court) -> tuple[Any, Lines]:
     """A service as it starts on the court's ledger; its loop proposes nothing."""
-    runner = SimpleNamespace(wait_settled=lambda seconds: True, in_flight=list, last_moved=0.0)
+    runner = SimpleNamespace(wait_settled=lambda seconds: True, in_flight=list, last_moved=0.0, outage=lambda: None)
     works: Any = SimpleNamespace(
         ledger=court.ledger, desk=court.desk, jobbook=court.book, bounds=lambda: court.bounds, flags=Flags(),
         runner=runner, settings=SimpleNamespace(service=SimpleNamespace(workers=1)), trip=lambda: None,
