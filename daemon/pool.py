@@ -66,13 +66,14 @@ class Nursery:
         outage: str | None = None,
     ) -> None:
         """With `unit`, the socket of a worker unit, that one is connected to, as soon as it is there, and no process is
-        started; `outage` holds until it serves."""
+        started. After an `outage` it has to serve before that is over."""
         self.pid: int | None = None
         self.unit = unit
         self.refusal: str | None = None
         self.outage = outage                                # why a unit does not serve, in words
         self.started: dict[str, float] | None = None        # seconds of importing, threads of the nursery
         self.ended = False
+        self.connected = unit is None
         self.workers: set[int] = set()                      # that have said hello and not ended yet
         self._endings: dict[int, int] = {}
         self._nameless: dict[int, int | None] = {}          # what was asked and is answered
@@ -181,9 +182,12 @@ class Nursery:
     def _join(self, unit: Path) -> None:
         """The keeper's whole life beside a worker unit: connect, as soon as it is there, and hear it out."""
         try:
+            again = self.outage is not None
             while not self._given_up.is_set():
                 try:
                     self._ours.connect(str(unit))
+                    self.outage = f"the worker unit at {unit} is starting again" if again else None
+                    self.connected = True
                     break
                 except OSError as error:
                     self.outage = f"the worker unit at {unit} does not answer: {error.strerror or error}"

@@ -110,9 +110,10 @@ class LocalRunner:
 
     def require_unit(self) -> None:
         """Wait for the worker unit, if there is one, for a start that cannot wait for ever. Raises UserError."""
-        if self._pool.nursery().unit is None or self.wait_ready(UNIT_SECONDS):
+        nursery = self._pool.nursery()
+        if nursery.unit is None or nursery.wait_started(UNIT_SECONDS):
             return
-        if self.outage() or not self.wait_ready():
+        if not nursery.connected or not nursery.wait_started(START_SECONDS):
             raise UserError(self.outage() or "the worker unit is not ready")
 
     def close(self) -> None:
