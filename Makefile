@@ -33,7 +33,7 @@ check: install
 	./systemd/check
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: install
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
