@@ -9,21 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.energy import energy_in_words
-from daemon.genesis import model_folders
-from daemon.places import find_config, read_places
-from daemon.reports import out
+from daemon.genesis import began, changed_files, has_pool, model_folders, placed_tasks, same_task
+from daemon.places import Places, find_config, read_places
+from daemon.reports import artefact_path, out
 from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.preflight import licence_of, preflight
-from safety.sandbox import Limits, statements
+from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
-from safety.yardstick.tasks import read_jsonl
+from safety.yardstick.tasks import of_a_file, read_jsonl
 from state import given
 from state.code import PACKAGES
-from state.errors import one_line
+from state.errors import UserError, one_line
 from state.reading import Reading
 from state.records import Event, Verdict
 
@@ -38,8 +38,9 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
     tasks = settings.task_specs()
     found: list[Finding] = [
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
-        *_packages(), *_models(settings, root, bounds), *_data(settings, root), *_sources(tasks, root),
-        *_tasks(tasks, bounds), *_searched_guards(settings, tasks, root),
+        *_packages(), *_models(settings, root, bounds), *_data(settings, root),
+        *_sources(settings, places),
+        *_tasks(tasks, bounds), *_searched_guards(settings, places),
         *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places.state, bounds), *_sandbox(settings, places.state, bounds),
     ]
@@ -85,15 +86,29 @@ def _data(settings: Settings, root: Path) -> Iterator[Finding]:
             yield "data", True, f"{name}: {file} (overlap with sealed items is checked when they are drawn)"
 
 
-def _sources(tasks: tuple[TaskSpec, ...], root: Path) -> Iterator[Finding]:
-    """The files that tasks read their items from."""
-    for task in tasks:
-        if task.source["kind"] == "jsonl":
-            try:
-                items = read_jsonl(root / task.source["path"])
-                yield "task", True, f"{task.name}: {len(items)} items in {root / task.source['path']}"
-            except TaskError as error:
-                yield "task", False, f"{task.name}: {error}"
+def _sources(settings: Settings, places: Places) -> Iterator[Finding]:
+    """The files that tasks read their items from: at the first start, and never again."""
+    try:
+        life = began(places.database)
+        seal = artefact_path(places, life.seal) if life else Path()
+        begun = {task.name: task for task in life.tasks if has_pool(seal, task)} if life else {}
+        for task in filter(of_a_file, placed_tasks(settings, places.config.parent)):
+            yield _source(task, begun.get(task.name))
+    except UserError as error:
+        yield "task", False, str(error)
+
+
+def _source(task: TaskSpec, then: TaskSpec | None) -> Finding:
+    """What is to be said of one file, `then` being the task of that name in the life that has begun."""
+    file = Path(task.source["path"])
+    if inside := exposed(file):
+        return "task", False, f"{task.name}: {file} lies below {inside}, which workers read: put it elsewhere"
+    if then is not None and same_task(task, then):
+        return "task", True, next(changed_files([task], [then]), f"{task.name}: its items were taken from {file}")
+    try:
+        return "task", True, f"{task.name}: {len(read_jsonl(file))} items in {file}"
+    except TaskError as error:
+        return "task", False, f"{task.name}: {error}"
 
 
 def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
@@ -108,20 +123,21 @@ def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
         )
 
 
-def _searched_guards(settings: Settings, tasks: tuple[TaskSpec, ...], root: Path) -> Iterator[Finding]:
-    """Whether a guard's file holds search items, where the search is to look at its guards."""
+def _searched_guards(settings: Settings, places: Places) -> Iterator[Finding]:
+    """Before a first start: whether sealing will leave a guard's file items for a search that looks at its guards."""
     wanted = settings.architecture.guard_items
-    for task in tasks:
-        path = root / str(task.source.get("path"))
-        if not wanted or task.role != "guard" or task.source["kind"] != "jsonl" or not given.is_file(path):
-            continue
-        try:
-            left = len({item.id for item in read_jsonl(path)}) - task.vault_items - task.guard_items
-        except TaskError:
-            continue                                            # `_sources` says what is wrong with the file
-        yield "guard", left > 0, (
-            f"{task.name}: {max(0, left)} items of its file are not sealed, architecture.guard_items asks for {wanted}"
-        )
+    if not wanted or places.database.is_file():
+        return
+    try:
+        for task in filter(of_a_file, placed_tasks(settings, places.config.parent)):
+            if task.role == "guard":
+                items = {item.id for item in read_jsonl(Path(task.source["path"]))}
+                left = max(0, len(items) - task.vault_items - task.guard_items)
+                yield "guard", left > 0, (
+                    f"{task.name}: {left} items of its file stay for the search, which asks for {wanted} at a look"
+                )
+    except UserError:
+        return                                                  # `_sources` says what is wrong with the file
 
 
 def _gate(tasks: tuple[TaskSpec, ...], bounds: Bounds, database: Path) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safety.headers import EMBEDDING, TensorHeader, facts_of, tensor_headers, unlike
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import Scored, encode_items, generate_texts, load_model, pad_id
-from safety.yardstick.tasks import draw_some, sealed_ids
+from safety.yardstick.tasks import Seal, draw_some
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, seed_from
 
@@ -63,10 +63,9 @@ def probe(spec: JobSpec, desk: Desk) -> list[Item]:
     """The probe set: what the params spell out, or search items of every task, fewer where a pool is small."""
     if "probe" in spec.params:
         return [Item.of(prompt, answer) for prompt, answer in spec.params["probe"]]
-    sealed = sealed_ids(desk.inputs["seal"]) if "seal" in desk.inputs else frozenset()
     count, seed = int(spec.params.get("probe_items", 0)), int(spec.params.get("probe_seed", 0))
-    tasks = [TaskSpec.from_json(body) for body in spec.params.get("tasks", ())]
-    return [item for task in tasks for item in draw_some(task, count, seed, sealed)]
+    tasks, seal = [TaskSpec.from_json(body) for body in spec.params.get("tasks", ())], Seal.of(desk.inputs)
+    return [item for task in tasks for item in draw_some(task, count, seed, seal)]
 
 
 def tensors(headers: dict[str, TensorHeader]) -> Iterator[tuple[str, torch.Tensor]]:

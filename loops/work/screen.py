@@ -22,7 +22,7 @@ from safety.yardstick.compare import Comparison, Race, losses, paired, pieces
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
 from safety.yardstick.scoring import Scored, Scores, load_model, score_items
-from safety.yardstick.tasks import draw, draw_some, sealed_ids
+from safety.yardstick.tasks import Seal, draw, draw_some
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, canonical
 
@@ -53,7 +53,7 @@ class Warm:
 
     tensors: dict[str, Tensors] = field(default_factory=dict)
     shells: dict[str, Scored] = field(default_factory=dict)
-    sealed: dict[str, frozenset[str]] = field(default_factory=dict)
+    seals: dict[str, Seal] = field(default_factory=dict)
     draws: dict[tuple[str, int, int, str], list[Item]] = field(default_factory=dict)
 
 
@@ -119,10 +119,9 @@ class Bed:
         seal = self.spec.inputs.get("seal", "")
         key = (canonical(task.to_json()), count, seed, seal)
         if key not in self.warm.draws:
-            sealed = _kept(self.warm.sealed, seal, lambda _: sealed_ids(self.desk.inputs["seal"])) if seal else ()
+            sealed = _kept(self.warm.seals, seal, lambda _: Seal.of(self.desk.inputs))
             self.warm.draws[key] = (
-                draw_some(task, count, seed, frozenset(sealed)) if fewer else
-                draw(task, Split.SEARCH, count, seed, frozenset(sealed))
+                draw_some(task, count, seed, sealed) if fewer else draw(task, Split.SEARCH, count, seed, sealed)
             )
             for old in list(self.warm.draws)[:-MOST_KEPT_DRAWS]:
                 del self.warm.draws[old]

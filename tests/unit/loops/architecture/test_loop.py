@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sealing import seal_of
 
 from loops.architecture.loop import ArchitectureLoop
 from loops.architecture.settings import ArchitectureSettings, Objective, SearchKind
 from loops.loop import Bench, Loop, Trial
 from loops.work.build import build
 from loops.work.screen import screen
+from safety.yardstick.items import TaskSpec
 from safety.yardstick.jobs import compare
 from state.jobs import Desk, JobFailed, JobResult, JobSpec
 from state.records import (
@@ -435,8 +437,8 @@ SMALL = replace(SETTINGS, fitness_items=64, fresh_items=160, batch_items=32, sco
 def test_with_real_models_and_jobs_a_merge_of_two_experts_becomes_the_incumbent(
     zoo: dict[str, Path], task: JsonObject, tmp_path: Path
 ) -> None:
-    models, inner = dict(zoo), Inner()
-    loop = ArchitectureLoop(SMALL, [task], cast(Any, inner), "base", ("one", "two"))
+    models, inner = {**zoo, "seal": seal_of([TaskSpec.from_json(task)], tmp_path / "seal")}, Inner()
+    loop = ArchitectureLoop(SMALL, [task], cast(Any, inner), "base", ("one", "two"), "seal")
     runner, state, working = working_on(models, tmp_path), loop.start(), "base"
     for _ in range(12):
         outcome, state = once(loop, state, runner, working)
@@ -448,12 +450,14 @@ def test_with_real_models_and_jobs_a_merge_of_two_experts_becomes_the_incumbent(
 def test_with_real_models_and_jobs_an_archive_of_several_objectives_fills_with_children(
     zoo: dict[str, Path], task: JsonObject, tmp_path: Path
 ) -> None:
-    models, inner, guard = dict(zoo), Inner(), {**task, "name": "guard", "role": "guard"}
+    guard = {**task, "name": "guard", "role": "guard"}
+    seal = seal_of([TaskSpec.from_json(body) for body in (task, guard)], tmp_path / "seal")
+    models, inner = {**zoo, "seal": seal}, Inner()
     settings = replace(
         SMALL, search=SearchKind.M2N2, objectives=tuple(Objective), separate_splits=True, most_alike=0.999,
         novelty=0.05, guard_items=32, archive=3,
     )
-    loop = ArchitectureLoop(settings, [task], cast(Any, inner), "base", ("one", "two"), guards=[guard])
+    loop = ArchitectureLoop(settings, [task], cast(Any, inner), "base", ("one", "two"), "seal", [guard])
     runner, state, working = working_on(models, tmp_path), loop.start(), "base"
     for _ in range(8):
         outcome, state = once(loop, state, runner, working)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sealing import seal_of
 from zoo import pairs
 
 from loops.architecture.genome import Definition, Operator
@@ -18,6 +20,7 @@ from loops.work.control import random_search
 from loops.work.screen import Bed, _fresh, screen
 from loops.work.sketch import WIDTH
 from safety.headers import tensor_headers
+from safety.yardstick.items import TaskSpec
 from safety.yardstick.scoring import load_model
 from state.jobs import Desk, JobSpec
 from state.records import JsonObject, canonical
@@ -83,9 +86,8 @@ def test_a_candidate_that_is_not_above_the_incumbent_costs_no_fresh_item(desk_of
 def test_fresh_items_are_neither_shared_nor_sealed(desk_of: Make, task: JsonObject, tmp_path: Path) -> None:
     spec = spec_of(task, CHANGE)
     banned = [item.id for item in Bed.of(spec, desk_of()).drawn(40, 1)[0].items]
-    (tmp_path / "seal").mkdir()
-    (tmp_path / "seal" / "both.json").write_text(json.dumps(banned))
-    desk = Desk(tmp_path, {**desk_of().inputs, "seal": tmp_path / "seal"}, cache={})
+    seal = seal_of([TaskSpec.from_json(task)], tmp_path / "seal", banned)
+    desk = Desk(tmp_path, {**desk_of().inputs, "seal": seal}, cache={})
     sealed = Bed.of(JobSpec("screen", {**spec.inputs, "seal": "s"}, spec.params), desk)
     shared = sealed.drawn(64, 1)
     fresh = {item.id for item in _fresh(sealed, shared)[0].items}
@@ -101,8 +103,15 @@ def half(task: JsonObject, which: str, folder: Path) -> JsonObject:
     return {**task, "name": which, "role": "guard", "source": {"kind": "jsonl", "path": str(path)}}
 
 
-def guards_of(task: JsonObject, folder: Path, margin: float = 0.03) -> JsonObject:
-    return {"tasks": [half(task, name, folder) for name in ("one", "two")], "count": 96, "margin": margin, "seed": 4}
+def guards_of(task: JsonObject, folder: Path) -> JsonObject:
+    return {"tasks": [half(task, name, folder) for name in ("one", "two")], "count": 96, "margin": 0.03, "seed": 4}
+
+
+def with_pools(desk: Desk, folder: Path, tasks: Sequence[JsonObject]) -> Desk:
+    """The desk with a seal that holds the pools of these tasks as well."""
+    return replace(desk, inputs={
+        **desk.inputs, "seal": seal_of([TaskSpec.from_json(body) for body in tasks], folder / "seal"),
+    })
 
 
 def test_a_winner_is_looked_at_on_the_guards_and_a_loser_is_not(
@@ -112,21 +121,23 @@ def test_a_winner_is_looked_at_on_the_guards_and_a_loser_is_not(
     guards = guards_of(task, tmp_path)
     target = {**half(task, "two", tmp_path), "name": "target", "role": "target"}
     turned = Definition(Operator.LINEAR, "base", ("two",)).change([1.0])
-    sizes = {"fitness_count": 32, "fresh_count": 96}
-    values = screen(spec_of(target, turned, "one", guards=guards, **sizes), desk_of()).values
+    sizes, desk = {"fitness_count": 32, "fresh_count": 96}, with_pools(desk_of(), tmp_path, [*guards["tasks"], target])
+    values = screen(spec_of(target, turned, "one", guards=guards, **sizes), desk).values
     assert values["comparison"]["p_value"] < 0.05
     assert values["guards"]["one"]["decision"] == "worse"
     assert values["guards"]["two"]["decision"] == "kept"
-    values = screen(spec_of(target, turned, "two", guards=guards, **sizes), desk_of()).values
+    values = screen(spec_of(target, turned, "two", guards=guards, **sizes), desk).values
     assert "guards" not in values
 
 
 def test_size_latency_forgetting_and_sketch_are_measured_against_the_base(
     desk_of: Make, task: JsonObject, tmp_path: Path, zoo: dict[str, Path]
 ) -> None:
-    more = {"guards": guards_of(task, tmp_path), "base": "base", "measures": [*list(Objective)[1:], "sketch"]}
+    guards = guards_of(task, tmp_path)
+    more = {"guards": guards, "base": "base", "measures": [*list(Objective)[1:], "sketch"]}
     found = [
-        screen(spec_of(task, Definition(Operator.LINEAR, "base", (name,)).change([1.0]), "base", **more), desk_of())
+        screen(spec_of(task, Definition(Operator.LINEAR, "base", (name,)).change([1.0]), "base", **more),
+               with_pools(desk_of(), tmp_path, [task, *guards["tasks"]]))
         for name in ("base", "one", "one")
     ]
     base, one, again = (produced.values for produced in found)
@@ -147,12 +158,13 @@ def test_what_is_not_asked_for_is_not_measured(desk_of: Make, task: JsonObject) 
 def test_items_that_all_candidates_meet_do_not_decide_about_a_guard(
     desk_of: Make, task: JsonObject, tmp_path: Path
 ) -> None:
-    more = {"guards": guards_of(task, tmp_path) | {"count": 400}, "base": "base", "measures": ["forgetting"]}
-    spec = spec_of(task, CHANGE, **more)
-    bed = Bed.of(spec, desk_of())
+    guards = guards_of(task, tmp_path) | {"count": 400}
+    spec = spec_of(task, CHANGE, guards=guards, base="base", measures=["forgetting"])
+    desk = with_pools(desk_of(), tmp_path, [task, *guards["tasks"]])
+    bed = Bed.of(spec, desk)
     assert len(bed.guards()[0].items) == 100                # half as many until the file has enough
     met = {item.id for drawn in bed.guards() for item in drawn.items}
-    values = screen(spec, desk_of()).values
+    values = screen(spec, desk).values
     left = [sum(item.id not in met for item in drawn.items) for drawn in bed.guards(4)]
     assert 0 < max(left) < 100
     assert all(values["guards"][name]["n"] <= most for name, most in zip(("one", "two"), left, strict=True))
