@@ -51,7 +51,7 @@ trials = 512
 
 [architecture]
 search = "cmaes"                          # cmaes, m2n2 or random
-operators = ["task_arithmetic"]           # also linear, slerp, ties, dare_linear, dare_ties
+operators = ["task_arithmetic"]           # each gets a stage of its own; docs/operators.md says what there are
 patience = 24                             # merges in a row without a promotion before training starts
 
 [pipeline]
