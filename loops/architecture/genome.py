@@ -149,4 +149,5 @@ def template_of(change: JsonObject) -> str:
 
 
 def _by_parent(gene: Gene, value: Any) -> list[Any]:
-    return value if gene.per_parent else [value]
+    values: list[Any] = value if gene.per_parent else [value]
+    return values

@@ -97,7 +97,7 @@ class CoarseToFine:
         seed = seed_from("stage", self.seed, state["stage"])
         if state["origin"] is None:
             definition = self.coarse[state["stage"]]
-            kind = self.kind if definition.dimensions else RandomSearch
+            kind: type[CmaEs] | type[RandomSearch] = self.kind if definition.dimensions else RandomSearch
             return kind(definition, Cloud(tuple(definition.centre(self.weights)), self.sigma), seed)
         origin = state["origin"]
         fine, mean = self.coarse[origin["operator"]].refine(origin["vector"], self.fine_groups)

@@ -102,7 +102,12 @@ def elected(terms: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 def total(terms: Sequence[Tensor]) -> Tensor:
     """Their sum, from the first to the last, whatever the shape."""
-    return functools.reduce(Tensor.add, terms)
+    return functools.reduce(lambda left, right: left + right, terms)
+
+
+def divided(tensor: Tensor, by: float) -> Tensor:
+    """By a number on the tensor's own device: by one that is elsewhere, some devices multiply with its inverse."""
+    return tensor / torch.tensor(by, dtype=torch.float32, device=tensor.device)
 
 
 def deltas(base: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

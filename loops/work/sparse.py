@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import hardshrink
 
-from loops.work.joining import Inputs, Join, Prune, blocks, deltas, elected, linear, matrix, total
+from loops.work.joining import Inputs, Join, Prune, blocks, deltas, divided, elected, linear, matrix, total
 
 SAMPLE = 1 << 18        # entries that tell about where a number of some rank lies
+
 
 def at_rank(pieces: Callable[[], Iterator[Tensor]], entries: int, rank: int) -> float:
     """The number that has `rank` smaller ones before it among all `entries` of some pieces, none of them negative.
@@ -34,7 +35,7 @@ def at_rank(pieces: Callable[[], Iterator[Tensor]], entries: int, rank: int) -> 
     low, high = (_nth(sample, min(len(sample) - 1, max(0, place + aside))) for aside in (-slack, slack))
     below, inside = 0, []
     for piece in pieces():
-        numbers = piece.numpy() if piece.device.type == "cpu" else piece
+        numbers: Any = piece.numpy() if piece.device.type == "cpu" else piece
         below += int((numbers < low).sum())
         inside.append(_array(numbers[(numbers >= low) & (numbers <= high)]))
     gathered = np.concatenate(inside)
@@ -94,14 +95,14 @@ def breadcrumbs(inputs: Inputs) -> Prune:
 
     def prune(delta: Tensor, place: int) -> Tensor:
         low, high = ends[place]
-        return _from(delta if high == math.inf else delta - hardshrink(delta, high), low)
+        return _from(delta if high == math.inf else delta - torch.hardshrink(delta, high), low)
 
     return prune
 
 
 def _from(delta: Tensor, size: float) -> Tensor:
     """The delta with 0 for all that is smaller than a float32 size."""
-    return hardshrink(delta, float(np.nextafter(np.float32(size), np.float32(0.0)))) if size > 0.0 else delta
+    return torch.hardshrink(delta, float(np.nextafter(np.float32(size), np.float32(0.0)))) if size > 0.0 else delta
 
 
 def dropped(inputs: Inputs) -> Prune:
@@ -111,7 +112,7 @@ def dropped(inputs: Inputs) -> Prune:
     def prune(delta: Tensor, place: int) -> Tensor:
         if density[place] >= 1.0:
             return delta
-        return delta / density[place] * (draws(delta, place) < density[place])
+        return divided(delta, density[place]) * (draws(delta, place) < density[place])
 
     return prune
 
@@ -190,5 +191,5 @@ def sce(inputs: Inputs) -> Join:
 
 def variance(block: Sequence[Tensor]) -> Tensor:
     """Of each entry among the tensors, times their number."""
-    middle = total(block) / len(block)
+    middle = divided(total(block), len(block))
     return total([(each - middle).square() for each in block])
