@@ -18,6 +18,7 @@ from torch import Tensor
 from loops.work.joining import blocks, deltas, matrix
 
 STRAIGHT = 1e-6         # below this sine two directions count as parallel
+SETTLED = 1e-7          # a step on the unit sphere that float32 does not tell from none
 KARCHER_ROUNDS = 24
 
 def products(tensors: Sequence[Tensor], base: Tensor | None = None) -> NDArray[np.float64]:
@@ -76,7 +77,7 @@ def barycentre(gram: NDArray[np.float64], weights: Sequence[float], rounds: int)
         pull = share * np.where(bent, omega / np.where(bent, np.sin(omega), 1.0), along > 0.0)
         step = pull - (pull @ along) * mean
         length = _norm(step, cosines)
-        if length == 0.0:
+        if length < SETTLED:
             break
         mean = math.cos(length) * mean + math.sin(length) / length * step
         mean = mean / _norm(mean, cosines)

@@ -61,7 +61,7 @@ def test_at_the_karcher_mean_the_pulls_of_all_parents_cancel_out(seed: int, shar
     for tensor, weight in zip(tensors, share, strict=True):
         omega = math.acos(float(tensor @ mean))
         pull += weight / sum(share) * omega / math.sin(omega) * (tensor - math.cos(omega) * mean)
-    assert float(pull.norm()) < 1e-9
+    assert float(pull.norm()) < 2 * sphere.SETTLED
 
 
 @quick
@@ -69,7 +69,7 @@ def test_at_the_karcher_mean_the_pulls_of_all_parents_cancel_out(seed: int, shar
 def test_between_two_directions_of_one_length_the_karcher_mean_is_slerp(seed: int, t: float) -> None:
     a, b = directions(seed, 2)
     arc = sphere.arc(sphere.products([a, b]), t)
-    assert torch.allclose(on_sphere([a, b], [1.0 - t, t], sphere.KARCHER_ROUNDS), arc[0] * a + arc[1] * b, atol=1e-9)
+    assert torch.allclose(on_sphere([a, b], [1.0 - t, t], sphere.KARCHER_ROUNDS), arc[0] * a + arc[1] * b, atol=1e-6)
 
 
 @quick
@@ -77,7 +77,7 @@ def test_between_two_directions_of_one_length_the_karcher_mean_is_slerp(seed: in
 def test_weights_amplify_on_the_sphere_as_elsewhere(seed: int, share: list[float], by: float, rounds: int) -> None:
     tensors = directions(seed, len(share))
     assert torch.allclose(on_sphere(tensors, [by * part for part in share], rounds),
-                          by * on_sphere(tensors, share, rounds), atol=1e-9)
+                          by * on_sphere(tensors, share, rounds), atol=1e-6)
 
 
 def test_directions_that_cancel_out_are_joined_in_line() -> None:
