@@ -21,6 +21,7 @@ from torch import Tensor
 
 from loops.architecture.genome import MODULES, genes_at, models_of, template_of
 from loops.work import merge
+from loops.work.joining import Inputs
 from safety.operators import OPERATORS, Operator
 from safety.preflight import licences_of
 from state.jobs import Desk, JobSpec, Produced
@@ -126,7 +127,7 @@ def _merged(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[s
 
     def merged(name: str) -> Tensor:
         tensors = [models[parents[place]][name] for place in order]
-        inputs = merge.Inputs(
+        inputs = Inputs(
             models[change["base"]][name] if traits.over_base else tensors[0], tensors,
             genes_at(change, *cell_of(name, groups, layers), order),
             [merge.drop_seed(change["seed"], name, parents[place]) for place in order],

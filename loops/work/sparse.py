@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,10 @@ def breadcrumbs(inputs: Inputs) -> Prune:
 
 def _from(delta: Tensor, size: float) -> Tensor:
     """The delta with 0 for all that is smaller than a float32 size."""
-    return torch.hardshrink(delta, float(np.nextafter(np.float32(size), np.float32(0.0)))) if size > 0.0 else delta
+    if size == 0.0:
+        return delta
+    kept: Tensor = torch.hardshrink(delta, float(np.nextafter(np.float32(size), np.float32(0.0))))
+    return kept
 
 
 def dropped(inputs: Inputs) -> Prune:
@@ -190,6 +193,6 @@ def sce(inputs: Inputs) -> Join:
 
 
 def variance(block: Sequence[Tensor]) -> Tensor:
-    """Of each entry among the tensors, times their number."""
-    middle = divided(total(block), len(block))
-    return total([(each - middle).square() for each in block])
+    """Of each entry among the tensors, times the square of their number: exactly 0 where they are all the same."""
+    differences = [(one - other).square() for one, other in combinations(block, 2)]
+    return total(differences) if differences else torch.zeros_like(block[0])

@@ -23,7 +23,9 @@ from tiny import tiny_model
 from torch import Tensor
 
 from loops.architecture.genome import Definition, Operator
+from loops.work import sphere
 from loops.work.build import build, read_tensors
+from loops.work.joining import linear, task_arithmetic
 from state.jobs import Desk, JobSpec
 
 INTERPRETER = os.environ.get("KAIZEND_PEER", "")
@@ -87,9 +89,10 @@ CASES: dict[Operator, Case] = {
     Operator.LINEAR: Case(weighted(AMPLE), "linear", AMPLE, AS_IS, base=None),
     Operator.TASK_ARITHMETIC: Case(weighted(AMPLE), "task_arithmetic", AMPLE, AS_IS),
     Operator.SLERP: Case({"t": [[0.3] * 3]}, "slerp", None, {"t": 0.3}, PARENTS[:2], "one"),
-    # the length of ours is the sum of w_i |theta_i|, which is a mean where the weights sum to 1
-    Operator.MULTI_SLERP: Case(weighted(SHARES), "multislerp", SHARES, base=None, tolerance=1e-5),
-    Operator.MULTI_SLERP_DELTAS: Case(weighted(SHARES), "multislerp", SHARES, tolerance=1e-5),
+    # mergekit's result is the mean direction itself, where our round begins; the length of ours is the sum of
+    # w_i |theta_i|, which is a mean where the weights sum to 1
+    Operator.MULTI_SLERP: Case(weighted(SHARES), "multislerp", SHARES, base=None, compared="begun", tolerance=1e-5),
+    Operator.MULTI_SLERP_DELTAS: Case(weighted(SHARES), "multislerp", SHARES, compared="begun", tolerance=1e-5),
     # mergekit has no weights here and stops at a tolerance
     Operator.KARCHER: Case(weighted([1 / 3] * 3), "karcher", None, {"max_iter": 100, "tol": 1e-9}, base=None,
                            tolerance=1e-5),
@@ -99,6 +102,7 @@ CASES: dict[Operator, Case] = {
                                each={"density": DENSITY, "gamma": GAMMA}),
     Operator.BREADCRUMBS_TIES: Case(sparse([SCALE] * 3, gamma=GAMMA), "breadcrumbs_ties", [1.0] * 3, SUM,
                                     each={"density": DENSITY, "gamma": GAMMA}),
+    # ours divides what is kept by its probability, as in the papers, mergekit so that the sum of sizes stays what it was
     Operator.DARE_LINEAR: Case(sparse([SCALE]), "dare_linear", [SCALE], AS_IS, ALONE, each={"density": DENSITY},
                                compared="kept"),
     Operator.DARE_TIES: Case(sparse([SCALE]), "dare_ties", [1.0], SUM, ALONE, each={"density": DENSITY},
@@ -175,8 +179,25 @@ def equal(case: Case, mine: Model, their: Model, zoo: dict[str, Path]) -> None:
             name, float((tensor - their[name]).abs().max()))
 
 
+def begun(case: Case, mine: Model, their: Model, zoo: dict[str, Path]) -> None:
+    """Theirs is the normalised mean direction; ours is one round further and nearer to the Karcher mean."""
+    base, parents = read_tensors(zoo["base"]), [read_tensors(zoo[name]) for name in case.parents]
+
+    def after(rounds: int, name: str) -> Tensor:
+        tensors = [parent[name] for parent in parents]
+        gram = sphere.products(tensors, base[name] if case.base else None)
+        parts = sphere.barycentre(gram, SHARES, rounds)
+        return task_arithmetic(base[name], tensors, parts) if case.base else linear(tensors, parts)
+
+    for name, tensor in mine.items():
+        assert torch.allclose(after(0, name), their[name], rtol=0.0, atol=case.tolerance), (
+            name, float((after(0, name) - their[name]).abs().max()))
+        goal = after(sphere.KARCHER_ROUNDS, name)
+        assert float((tensor - goal).norm()) < 0.5 * float((their[name] - goal).norm()) + case.tolerance, name
+
+
 def kept(case: Case, mine: Model, their: Model, zoo: dict[str, Path]) -> None:
-    """What either keeps of the only parent's delta is scaled by one factor for its rank; both keep the same share."""
+    """Of the only parent's delta both keep the same share, and either scales it as it says."""
     base, parent = read_tensors(zoo["base"]), read_tensors(zoo[case.parents[0]])
     for name, tensor in mine.items():
         delta = parent[name] - base[name]
@@ -184,10 +205,11 @@ def kept(case: Case, mine: Model, their: Model, zoo: dict[str, Path]) -> None:
         rank = rows.abs().argsort(dim=1).argsort(dim=1).reshape(delta.shape) / (rows.shape[1] - 1)
         width = EPSILON if "epsilon" in case.genes else 0.0
         chance = DENSITY - width / 2 + width * rank
-        for made in (tensor, their[name]):
+        for made, of_theirs in ((tensor, False), (their[name], True)):
             change = made - base[name]
             stays = change.abs() > 1e-7
-            assert torch.allclose(change[stays], (SCALE * delta / chance)[stays], rtol=1e-3, atol=1e-6), name
+            scaled = delta * (delta.abs().sum() / delta[stays].abs().sum()) if of_theirs else delta / chance
+            assert torch.allclose(change[stays], SCALE * scaled[stays], rtol=1e-3, atol=1e-6), (name, of_theirs)
             error = 4 * (0.25 / delta.numel()) ** 0.5
             assert abs(float(stays.float().mean()) - DENSITY) < error, name
             if width:
@@ -211,7 +233,7 @@ def undivided(case: Case, mine: Model, their: Model, zoo: dict[str, Path]) -> No
 
 
 COMPARED: dict[str, Callable[[Case, Model, Model, dict[str, Path]], None]] = {
-    "equal": equal, "kept": kept, "undivided": undivided}
+    "equal": equal, "begun": begun, "kept": kept, "undivided": undivided}
 
 
 def test_every_operator_has_a_peer() -> None:
