@@ -102,7 +102,7 @@ CASES: dict[Operator, Case] = {
                                each={"density": DENSITY, "gamma": GAMMA}),
     Operator.BREADCRUMBS_TIES: Case(sparse([SCALE] * 3, gamma=GAMMA), "breadcrumbs_ties", [1.0] * 3, SUM,
                                     each={"density": DENSITY, "gamma": GAMMA}),
-    # ours divides what is kept by its probability, as in the papers, mergekit so that the sum of sizes stays what it was
+    # ours divides what is kept by its probability, as in the papers; mergekit so that the sum of sizes is what it was
     Operator.DARE_LINEAR: Case(sparse([SCALE]), "dare_linear", [SCALE], AS_IS, ALONE, each={"density": DENSITY},
                                compared="kept"),
     Operator.DARE_TIES: Case(sparse([SCALE]), "dare_ties", [1.0], SUM, ALONE, each={"density": DENSITY},
