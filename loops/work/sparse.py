@@ -115,7 +115,8 @@ def dropped(inputs: Inputs) -> Prune:
     def prune(delta: Tensor, place: int) -> Tensor:
         if density[place] >= 1.0:
             return delta
-        return divided(delta, density[place]) * (draws(delta, place) < density[place])
+        kept: Tensor = draws(delta, place) < density[place]
+        return divided(delta, density[place]) * kept
 
     return prune
 
