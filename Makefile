@@ -2,6 +2,7 @@
 # make test   sets up and passes the checks and tests
 # make bench  [ONLY=name]   one JSON line per figure
 # make soak   the long tests, then hours of the daemon under faults (SOAK_MINUTES=120, FAULTS=2000)
+# make peer   our merges beside those of mergekit, in an environment of its own
 # make study  NAME=gate   a simulation at its full length; writes docs/studies/NAME.md
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PEER := expectation
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo check test bench soak study clean
+.PHONY: install demo check test bench soak peer study clean
 
 install: .venv/installed
 
@@ -43,8 +44,16 @@ soak: install
 	mkdir -p build
 	$(BIN)/python tests/crash/soak.py build/soak.json
 
+.venv-peer/installed:
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/pip install -q mergekit==0.1.5
+	@touch $@
+
+peer: install .venv-peer/installed
+	KAIZEND_PEER=$(CURDIR)/.venv-peer/bin/python $(BIN)/pytest -m peer
+
 study: install
 	$(BIN)/python -m studies $(NAME)
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-peer build *.egg-info

@@ -19,6 +19,7 @@ from daemon.places import read_toml
 from loops.architecture.settings import ArchitectureSettings
 from loops.pipeline.loop import PipelineSettings
 from loops.reward.loop import RewardSettings
+from safety.operators import MOST_PARENTS
 from safety.yardstick.items import TaskError, TaskSpec
 from state.errors import UserError
 from state.records import Budget
@@ -49,7 +50,7 @@ class ModelSettings(Section):
 
     start: str
     base: str
-    parents: tuple[str, ...] = Field(min_length=1, max_length=8)
+    parents: tuple[str, ...] = Field(min_length=1, max_length=MOST_PARENTS)
 
 
 class BudgetSettings(Section):
@@ -111,6 +112,8 @@ def load_settings(path: Path) -> Settings:
         specs = settings.task_specs()
     except (TaskError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: tasks: {error}") from error
+    if misfit := settings.architecture.misfit(len(settings.models.parents)):
+        raise UserError(f"{path}: architecture.operators: {misfit} as in models.parents")
     names = [spec.name for spec in specs]
     if len(set(names)) != len(names):
         raise UserError(f"{path}: tasks: two tasks have the same name")

@@ -52,7 +52,7 @@ trials = 512
 
 [architecture]
 search = "cmaes"                          # cmaes, m2n2 or random
-operators = ["task_arithmetic"]           # also linear, slerp, ties, dare_linear, dare_ties
+operators = ["task_arithmetic"]           # each gets a stage of its own; docs/operators.md says what there are
 patience = 24                             # merges in a row without a promotion before training starts
 novelty = 0.0                             # above 0: a point is drawn again where every gene is this near to one tried
 guard_items = 0                           # above 0: a winner must not be shown worse on so many search items a guard

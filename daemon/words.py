@@ -79,13 +79,25 @@ def cost_in_words(cost: JsonObject) -> str:
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A JSON tree as (dotted key, short text)."""
+    """A JSON tree as (dotted key, short text); tables of numbers and long lists of names entry by entry."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and value and _goes_by_entry(value):
+        for place, inner in enumerate(value):
+            yield from flat(inner, f"{prefix}[{place}]")
     elif prefix:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = _text(value)
         yield prefix, text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
+def _goes_by_entry(values: list[Any]) -> bool:
+    names = all(isinstance(value, str) for value in values)
+    return all(isinstance(value, list) for value in values) or (names and len(_text(values)) > LONGEST_VALUE)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def differences(a: JsonObject, b: JsonObject) -> list[tuple[str, str, str]]:

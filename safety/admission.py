@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from safety.limits import Refusal
+from safety.operators import OPERATORS, SCALES, WEIGHTS, Gene, Operator
 from state.records import Candidate, JsonObject, LoopName
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def admit_input(bounds: Bounds, digest: str) -> Refusal | None:
 
 
 def step_of(change: JsonObject, incumbent: JsonObject | None) -> float | None:
-    """The largest change of one weight (or angle) from one merge to another; None where they cannot be compared.
+    """The largest change of one number of a cell from one merge to another; None where they cannot be compared.
 
     They can where both merge the same parents over the same base by the same operator, and either both divide the
     layers alike or one has a single group, which then stands for all. A gene is compared with the gene that acts on
@@ -63,13 +64,23 @@ def step_of(change: JsonObject, incumbent: JsonObject | None) -> float | None:
 
 
 def _tables(change: JsonObject) -> list[list[list[float]]]:
-    """The genes of a merge: a table of groups and modules for each parent, one in all for slerp; none if malformed."""
-    tables = [change.get("t")] if change.get("operator") == "slerp" else change.get("weights")
-    sound = isinstance(tables, list) and all(
+    """The tables of groups and modules of a merge, for each parent or one in all; none if malformed."""
+    tables: list[Any] = []
+    for gene in genes_of(change):
+        if gene.per_cell:
+            value = change.get(gene.name)
+            tables += value if gene.per_parent and isinstance(value, list) else [value]
+    sound = all(
         isinstance(table, list) and all(isinstance(row, list) and all(map(_is_number, row)) for row in table)
         for table in tables
     )
-    return tables if sound and isinstance(tables, list) else []
+    return tables if sound else []
+
+
+def genes_of(change: JsonObject) -> tuple[Gene, ...]:
+    """The genes that a merge has by its operator; none where there is no such operator."""
+    operator = change.get("operator")
+    return OPERATORS[Operator(operator)].genes if operator in list(Operator) else ()
 
 
 def _spread(table: list[list[float]], groups: int) -> list[list[float]]:
@@ -99,15 +110,13 @@ def _architecture(bounds: Bounds, change: JsonObject) -> Findings:
         yield from (_between("search.mix", mix, 0.0, 1.0) for mix in _numbers(change.get("mix")))
     elif kind == "merge":
         yield _listed("search.operators", change.get("operator"), search.operators)
+        yield _listed("search.operators", change.get("operator"), tuple(Operator))
         yield _parents(bounds, change)
-        if change.get("operator") == "slerp":
-            yield from (_between("search.t", t, 0.0, 1.0) for t in _numbers(change.get("t")))
-        else:
-            yield from (
-                _between("search.weight", weight, search.min_weight, search.max_weight)
-                for weight in _numbers(change.get("weights"))
-            )
-        yield from (_between("search.density", share, 0.0, 1.0) for share in _numbers(change.get("density", [])))
+        for gene in genes_of(change):
+            name, low, high = f"search.{gene.name}", gene.low, gene.high
+            if gene in (WEIGHTS, SCALES):
+                name, low, high = "search.weight", search.min_weight, search.max_weight
+            yield from (_between(name, number, low, high) for number in _numbers(change.get(gene.name)))
     else:
         yield Refusal("search.kind", kind, ["merge", "crossover", "keep"])
 
@@ -205,9 +214,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> Iterator[Any]:
-    """Every leaf of a nested list; what is missing comes out as None, which no range holds."""
-    if isinstance(value, list):
+    """Every leaf of a nested list; what is missing or empty comes out as None, which no range holds."""
+    if isinstance(value, list) and value:
         for entry in value:
             yield from _numbers(entry)
     else:
-        yield value
+        yield None if value == [] else value

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from safety.limits import Looser, limit
+from safety.operators import MOST_PARENTS, Operator
 
 REFUSES_CANDIDATE = "refuses the candidate before it runs"
 REFUSES_MODEL = "refuses the model that came out"
@@ -57,12 +58,12 @@ class SearchBounds:
     """What the architecture loop may propose."""
 
     operators: tuple[str, ...] = limit(
-        ("linear", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "crossover", "keep"),
+        (*map(str, Operator), "crossover", "keep"),
         "operators that may make a candidate", REFUSES_CANDIDATE, Looser.MORE,
     )
     min_weight: float = limit(0.0, "smallest merge weight", REFUSES_CANDIDATE, Looser.DOWN, low=-10.0, high=10.0)
     max_weight: float = limit(2.5, "largest merge weight", REFUSES_CANDIDATE, low=0.0, high=10.0)
-    max_parents: int = limit(16, "parents of one merge", REFUSES_CANDIDATE, low=1, high=1000)
+    max_parents: int = limit(MOST_PARENTS, "parents of one merge", REFUSES_CANDIDATE, low=1, high=1000)
     largest_step: float = limit(
         2.5, "largest change of one merge weight against the incumbent, where both merge the same parents",
         REFUSES_CANDIDATE, low=0.0, high=20.0)

@@ -33,7 +33,7 @@ def of_change(change: Any, step: float | None = None) -> JsonObject:
     if not isinstance(change, dict):
         return {}
     found: JsonObject = {}
-    weights = list(_numbers(change.get("weights")))
+    weights = [*_numbers(change.get("weights")), *_numbers(change.get("scales"))]
     if weights:
         found |= {"search.min_weight": min(weights), "search.max_weight": max(weights)}
     if isinstance(change.get("parents"), list):

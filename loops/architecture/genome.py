@@ -7,38 +7,25 @@ the limits, and the coarse point and its refinement describe the same model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from itertools import islice
+from typing import Any
 
+from safety.operators import OPERATORS, Gene
+from safety.operators import Operator as Operator
 from state.records import JsonObject
 
 MODULES = ("attention", "mlp", "other")
-WEIGHT_LIMITS = (0.0, 2.5)      # not a simplex: evolved optima amplify (arXiv 2403.13187)
-DENSITY_LIMITS = (0.1, 1.0)
-ANGLE_LIMITS = (0.0, 1.0)
-FIRST_DENSITY = 0.8
 DIGITS = 6                      # a gene is rounded when it is drawn, so that its JSON text is short and exact
-
-
-class Operator(StrEnum):
-    LINEAR = "linear"
-    TASK_ARITHMETIC = "task_arithmetic"
-    SLERP = "slerp"
-    TIES = "ties"
-    DARE_LINEAR = "dare_linear"
-    DARE_TIES = "dare_ties"
-
-
-SPARSE = frozenset({Operator.TIES, Operator.DARE_LINEAR, Operator.DARE_TIES})
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What may vary in a merge of `parents` over `base`.
+    """What may vary in a merge of `parents` over `base`: the genes that `safety.operators` gives its operator.
 
-    `groups` blocks of layers times three kinds of module have a weight each; `shared` gives all of them one weight
-    per parent. `seed` is what randomised operators draw from.
+    `groups` blocks of layers times three kinds of module are the cells: a gene of cells has a number for each of them;
+    `shared` gives all of them one. `seed` is what randomised operators draw from.
     """
 
     operator: Operator
@@ -49,14 +36,18 @@ class Definition:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.groups < 1 or not self.parents:
-            raise ValueError("a merge needs at least one group of layers and one parent")
-        if self.operator is Operator.SLERP and len(self.parents) != 2:
-            raise ValueError(f"slerp joins exactly two parents, not {len(self.parents)}")
+        if self.groups < 1:
+            raise ValueError("a merge needs at least one group of layers")
+        if not OPERATORS[self.operator].fits(len(self.parents)):
+            raise ValueError(f"{self.operator} joins {OPERATORS[self.operator].joins}, not {len(self.parents)}")
+
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        return OPERATORS[self.operator].genes
 
     @property
     def cells(self) -> int:
-        """Genes per parent: one where shared, else one per block of layers and module."""
+        """Numbers of a gene of cells: one where shared, else one per block of layers and module."""
         return 1 if self.shared else self.groups * len(MODULES)
 
     @property
@@ -64,18 +55,15 @@ class Definition:
         return len(self.limits())
 
     def limits(self) -> list[tuple[float, float]]:
-        """Lowest and highest value of each gene: weights (or angles) first, then one density per parent."""
-        if self.operator is Operator.SLERP:
-            return [ANGLE_LIMITS] * self.cells
-        weights = [WEIGHT_LIMITS] * (self.cells * len(self.parents))
-        return weights + [DENSITY_LIMITS] * (len(self.parents) if self.operator in SPARSE else 0)
+        """Lowest and highest value of each number of the genotype: gene by gene, parent by parent, cell by cell."""
+        return [(gene.low, gene.high) for gene in self.genes for _ in range(self._rows(gene) * self._width(gene))]
 
     def centre(self, weights: Sequence[float]) -> list[float]:
-        """The point where each parent has its one weight of `weights`; densities and angles start in mid-range."""
-        if self.operator is Operator.SLERP:
-            return [0.5] * self.cells
-        spread = [weight for weight in weights for _ in range(self.cells)]
-        return spread + [FIRST_DENSITY] * (len(self.parents) if self.operator in SPARSE else 0)
+        """The point where every gene is where a search begins; `weights` has one for each parent."""
+        return [
+            weights[row] if gene.first is None else gene.first
+            for gene in self.genes for row in range(self._rows(gene)) for _ in range(self._width(gene))
+        ]
 
     def change(self, vector: Sequence[float]) -> JsonObject:
         """The genome as JSON. ValueError for a vector of the wrong length or outside the limits."""
@@ -88,28 +76,37 @@ class Definition:
             "kind": "merge", "operator": str(self.operator), "base": self.base, "parents": list(self.parents),
             "groups": self.groups, "modules": list(MODULES), "seed": self.seed,
         }
-        if self.operator is Operator.SLERP:
-            return {**body, "t": self._table(vector)}
-        table = [self._table(vector[i * self.cells : (i + 1) * self.cells]) for i in range(len(self.parents))]
-        body = {**body, "weights": table}
-        return {**body, "density": list(vector[-len(self.parents) :])} if self.operator in SPARSE else body
+        for gene, rows in self._split(vector):
+            values = [self._table(row) if gene.per_cell else row[0] for row in rows]
+            body[gene.name] = values if gene.per_parent else values[0]
+        return body
 
     def vector(self, change: JsonObject) -> list[float]:
         """The genotype of a change of this definition."""
-        if self.operator is Operator.SLERP:
-            return self._row(change["t"])
-        genes = [gene for table in change["weights"] for gene in self._row(table)]
-        return genes + (list(change["density"]) if self.operator in SPARSE else [])
+        return [
+            number for gene in self.genes for value in _by_parent(gene, change[gene.name])
+            for number in (self._row(value) if gene.per_cell else [value])
+        ]
 
     def refine(self, vector: Sequence[float], groups: int) -> tuple[Definition, list[float]]:
-        """The same point with `groups` times three genes per parent, from a point of a shared definition."""
+        """The same point with `groups` times three numbers in a gene of cells, from a point of a shared definition."""
         if not self.shared:
             raise ValueError("only a shared definition can be refined")
         fine = replace(self, groups=groups, shared=False)
-        if self.operator is Operator.SLERP:
-            return fine, [vector[0]] * fine.cells
-        weights = [gene for gene in vector[: len(self.parents)] for _ in range(fine.cells)]
-        return fine, weights + list(vector[len(self.parents) :])
+        rows = [(gene, row) for gene, rows in self._split(vector) for row in rows]
+        return fine, [number for gene, row in rows for number in row * fine._width(gene)]
+
+    def _rows(self, gene: Gene) -> int:
+        return len(self.parents) if gene.per_parent else 1
+
+    def _width(self, gene: Gene) -> int:
+        return self.cells if gene.per_cell else 1
+
+    def _split(self, vector: Sequence[float]) -> Iterator[tuple[Gene, list[list[float]]]]:
+        """Every gene with its numbers: a row of them for each parent, or a single row."""
+        numbers = iter(vector)
+        for gene in self.genes:
+            yield gene, [list(islice(numbers, self._width(gene))) for _ in range(self._rows(gene))]
 
     def to_json(self) -> JsonObject:
         return {
@@ -131,6 +128,16 @@ class Definition:
         return [table[0][0]] if self.shared else [gene for group in table for gene in group]
 
 
+def genes_at(change: JsonObject, group: int, module: int, order: Sequence[int]) -> dict[str, Any]:
+    """The genes of a merge that apply in one cell: numbers, or lists of them by parent in the given order."""
+    found: dict[str, Any] = {}
+    for gene in OPERATORS[Operator(change["operator"])].genes:
+        values = _by_parent(gene, change[gene.name])
+        numbers = [value[group][module] if gene.per_cell else value for value in values]
+        found[gene.name] = [numbers[place] for place in order] if gene.per_parent else numbers[0]
+    return found
+
+
 def models_of(change: JsonObject) -> list[str]:
     """Digests of every model that a merge or crossover is built from, each once, in a fixed order."""
     return sorted({*change["parents"], template_of(change)})
@@ -139,3 +146,8 @@ def models_of(change: JsonObject) -> list[str]:
 def template_of(change: JsonObject) -> str:
     """The model whose config, tokenizer, tensor names and dtypes the result has."""
     return str(change["base"] if change["kind"] == "merge" else change["parents"][0])
+
+
+def _by_parent(gene: Gene, value: Any) -> list[Any]:
+    values: list[Any] = value if gene.per_parent else [value]
+    return values

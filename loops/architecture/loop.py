@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loops.architecture.genome import Definition, Operator, models_of
+from loops.architecture.genome import Definition, models_of
 from loops.architecture.population import M2n2
 from loops.architecture.search import WORST, CmaEs, RandomSearch, Search, Told
 from loops.architecture.settings import ArchitectureSettings, SearchKind
 from loops.architecture.stages import CoarseToFine
 from loops.loop import Bench, Loop, Trial
+from safety.operators import MOST_PARENTS, OPERATORS, Operator
 from safety.yardstick.compare import WORSE
 from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict, digest_of, seed_from
 
@@ -101,9 +102,10 @@ class ArchitectureLoop:
         """A trained model became the incumbent: it is a parent from now on, and the search starts over around it."""
         if self.settings.search is SearchKind.M2N2:
             return {**state, "search": self._archive().welcome(state["search"], model)}
-        if not self.settings.trained_parents:
+        room = min(self.settings.trained_parents, MOST_PARENTS - len(self.parents))
+        if room < 1:
             return state
-        kept = [*state["trained"], model][-self.settings.trained_parents :]
+        kept = [*state["trained"], model][-room:]
         after = {**state, "trained": kept, "epoch": state["epoch"] + 1}
         return {**after, "search": self._search(after).start()}
 
@@ -237,7 +239,10 @@ class ArchitectureLoop:
 def coarse_to_fine(
     settings: ArchitectureSettings, base: str, parents: tuple[str, ...], trained: tuple[str, ...] = (), epoch: int = 0
 ) -> CoarseToFine:
-    """The search over merges of `parents` and `trained` over `base`."""
+    """The search over merges of `parents` and `trained` over `base`.
+
+    Where trained models made the parents more than an operator joins, it is left out: task arithmetic takes any number.
+    """
     everyone = (*parents, *(model for model in trained if model not in parents))
     weights = tuple(
         settings.mean if not trained else
@@ -245,10 +250,10 @@ def coarse_to_fine(
     )
     definitions = tuple(
         Definition(Operator(operator), base, everyone, seed=settings.seed) for operator in settings.operators
-        if len(everyone) == 2 or operator != Operator.SLERP
+        if OPERATORS[Operator(operator)].fits(len(everyone))
     )
-    if not definitions:
-        definitions = (Definition(Operator.TASK_ARITHMETIC, base, everyone, seed=settings.seed),)
+    if not any(definition.dimensions for definition in definitions):
+        definitions = (*definitions, Definition(Operator.TASK_ARITHMETIC, base, everyone, seed=settings.seed))
     return CoarseToFine(
         RandomSearch if settings.search is SearchKind.RANDOM else CmaEs, definitions, weights, settings.sigma,
         settings.groups, settings.fine_sigma, settings.coarse_proposals, seed_from("epoch", settings.seed, epoch),

@@ -161,7 +161,8 @@ class RandomSearch:
 
     @property
     def _size(self) -> int:
-        return 4 + int(3 * np.log(self.definition.dimensions))
+        dimensions = self.definition.dimensions
+        return 4 + int(3 * np.log(dimensions)) if dimensions else 1
 
 
 NONE_OUT: Final[JsonObject] = {"next": 0, "open": []}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from loops.architecture.genome import Operator
+from safety.operators import OPERATORS, Operator
 
 MOST = 10**9
 LEAST = {
@@ -55,7 +55,7 @@ class ArchitectureSettings:
     inner_tokens: int = 2_000_000       # training tokens of one training, all children together
     inner_seconds: float = 900.0        # of one child cycle
     train_survivors: bool = False       # whether a merge that wins is trained before it is promoted
-    trained_parents: int = 1            # promoted trained models that join the parents, the latest first
+    trained_parents: int = 1            # promoted trained models that join the parents, 8 in all; the latest first
     trained_weight: float = 1.0         # first weight of such a parent
     beside_weight: float = 0.1          # first weight of the others beside it
     objectives: tuple[str, ...] = (Objective.QUALITY,)  # what an archive selects by; more than one: NSGA-II
@@ -85,6 +85,8 @@ class ArchitectureSettings:
         unknown = [name for name in self.operators if name not in list(Operator)]
         if unknown or not self.operators:
             raise ValueError(f"operators must be some of {', '.join(Operator)}")
+        if not any(OPERATORS[Operator(name)].genes for name in self.operators):
+            raise ValueError(f"operators need one with genes to search over beside {', '.join(self.operators)}")
         self._check_objectives()
 
     def _check_objectives(self) -> None:
@@ -101,3 +103,11 @@ class ArchitectureSettings:
     def measures(self) -> tuple[str, ...]:
         """The objectives beside quality: what a candidate is measured in."""
         return tuple(name for name in self.objectives if name != Objective.QUALITY)
+
+    def misfit(self, parents: int) -> str | None:
+        """The first operator that cannot join so many parents, in words; None where the search can begin."""
+        searched = self.operators if self.search is not SearchKind.M2N2 else ()
+        return next((
+            f"{name} joins {OPERATORS[Operator(name)].joins}, not {parents}"
+            for name in searched if not OPERATORS[Operator(name)].fits(parents)
+        ), None)

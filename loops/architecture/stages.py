@@ -19,6 +19,7 @@ from state.records import JsonObject, seed_from
 class CoarseToFine:
     """`coarse` holds one shared definition per operator; each gets `coarse_proposals`, the winner all that follow.
 
+    An operator without genes gets one proposal and cannot win: nothing of it is left to vary. At least one has genes.
     `weights` are the first mean of the parents' weights; `fine_groups` the blocks of layers of the fine stage.
     """
 
@@ -54,7 +55,8 @@ class CoarseToFine:
         if stage == len(self.coarse):
             return after
         after["best"] = self._better(state, stage, change, told)
-        return self._advance(after) if after["told"] >= self.coarse_proposals else after
+        proposals = self.coarse_proposals if self.coarse[stage].dimensions else 1
+        return self._advance(after) if after["told"] >= proposals else after
 
     def keep(self, state: JsonObject, told: Told) -> bool:
         return False
@@ -85,9 +87,10 @@ class CoarseToFine:
 
     def _winner(self, best: list[Any]) -> JsonObject:
         """The operator and point that the fine stage starts from: the last that was promoted, else the best."""
-        known = [(place, point) for place, point in enumerate(best) if point is not None]
+        varying = [place for place, definition in enumerate(self.coarse) if definition.dimensions]
+        known = [(place, best[place]) for place in varying if best[place] is not None]
         if not known:
-            return {"operator": 0, "vector": self.coarse[0].centre(self.weights)}
+            return {"operator": varying[0], "vector": self.coarse[varying[0]].centre(self.weights)}
         place, point = max(known, key=lambda pair: (pair[1]["promoted"] * (1 + pair[0]), pair[1]["advantage"]))
         return {"operator": place, "vector": point["vector"]}
 
@@ -95,7 +98,8 @@ class CoarseToFine:
         seed = seed_from("stage", self.seed, state["stage"])
         if state["origin"] is None:
             definition = self.coarse[state["stage"]]
-            return self.kind(definition, Cloud(tuple(definition.centre(self.weights)), self.sigma), seed, self.novelty)
+            kind: type[CmaEs] | type[RandomSearch] = self.kind if definition.dimensions else RandomSearch
+            return kind(definition, Cloud(tuple(definition.centre(self.weights)), self.sigma), seed, self.novelty)
         origin = state["origin"]
         fine, mean = self.coarse[origin["operator"]].refine(origin["vector"], self.fine_groups)
         return self.kind(fine, Cloud(tuple(mean), self.fine_sigma), seed, self.novelty)

@@ -19,8 +19,10 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
-from loops.architecture.genome import MODULES, Operator, models_of, template_of
+from loops.architecture.genome import MODULES, genes_at, models_of, template_of
 from loops.work import merge
+from loops.work.joining import Inputs
+from safety.operators import OPERATORS, Operator
 from safety.preflight import licences_of
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
@@ -114,41 +116,25 @@ def layer_count(names: Sequence[str]) -> int:
 
 
 def _merged(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[str]) -> Callable[[str], Tensor]:
-    """The rule that gives one merged tensor by name, in float32."""
+    """The rule that gives one merged tensor by name, in the template's dtype."""
     operator, groups, layers = Operator(change["operator"]), change["groups"], layer_count(names)
     if groups > layers:
         raise ValueError(f"{groups} groups of layers were asked for, the model has {layers} layers")
     parents: list[str] = change["parents"]
-    order = sorted(range(len(parents)), key=lambda place: parents[place])
-    prunes = _prunes(operator, change, [parents[place] for place in order], order)
+    traits, order = OPERATORS[operator], list(range(len(parents)))
+    if traits.symmetric:
+        order.sort(key=lambda place: parents[place])
 
     def merged(name: str) -> Tensor:
-        group, module = cell_of(name, groups, layers)
-        if operator is Operator.SLERP:
-            return merge.slerp(models[parents[0]][name], models[parents[1]][name], change["t"][group][module])
         tensors = [models[parents[place]][name] for place in order]
-        weights = [change["weights"][place][group][module] for place in order]
-        if operator is Operator.LINEAR:
-            return merge.linear(tensors, weights)
-        base = models[change["base"]][name]
-        if operator is Operator.TASK_ARITHMETIC:
-            return merge.task_arithmetic(base, tensors, weights)
-        join = merge.sparse_sum if operator is Operator.DARE_LINEAR else merge.sign_elected
-        return join(base, tensors, weights, prunes(name))
+        inputs = Inputs(
+            models[change["base"]][name] if traits.over_base else tensors[0], tensors,
+            genes_at(change, *cell_of(name, groups, layers), order),
+            [merge.drop_seed(change["seed"], name, parents[place]) for place in order],
+        )
+        return merge.merged(operator, inputs, models[template_of(change)][name].dtype)
 
     return merged
-
-
-def _prunes(
-    operator: Operator, change: JsonObject, parents: Sequence[str], order: Sequence[int]
-) -> Callable[[str], merge.Prune]:
-    """How the deltas of one tensor are made sparse: by magnitude (TIES) or by a seeded mask (DARE)."""
-    densities: list[float] = [change["density"][place] for place in order] if "density" in change else []
-    if operator is Operator.TIES:
-        return lambda name: lambda delta, place: merge.top_magnitudes(delta, densities[place])
-    return lambda name: lambda delta, place: merge.dropped(
-        delta, densities[place], merge.drop_seed(change["seed"], name, parents[place])
-    )
 
 
 def _crossed(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[str]) -> Callable[[str], Tensor]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from safety.admission import step_of
 from safety.bounds import DEFAULT_TOML, Bounds, BoundsError, headroom, load_bounds, loosened
-from state.records import Candidate, LoopName, Verdict, canonical
+from safety.operators import OPERATORS, Gene, Operator
+from state.records import Candidate, JsonObject, LoopName, Verdict, canonical
 
 
 def read(tmp_path: Path, text: str) -> Bounds:
@@ -160,9 +162,13 @@ def test_what_is_within_the_bounds_is_admitted(candidate: Candidate) -> None:
     ({**MERGE, "weights": [[[float("nan")]]]}, "search.weight"),
     ({**MERGE, "weights": [[["1"]]]}, "search.weight"),
     ({key: value for key, value in MERGE.items() if key != "weights"}, "search.weight"),
-    ({**MERGE, "parents": ["p"] * 17}, "search.max_parents"),
+    ({**MERGE, "parents": ["p"] * 9}, "search.max_parents"),
     ({**MERGE, "parents": []}, "search.max_parents"),
+    ({**MERGE, "weights": []}, "search.weight"),
     ({**MERGE, "operator": "ties", "density": [1.5]}, "search.density"),
+    ({**MERGE, "operator": "ties"}, "search.density"),
+    ({"kind": "merge", "operator": "passthrough", "parents": ["p"], "source": [[0.5]], "scales": [[2.6]]},
+     "search.weight"),
     ({"kind": "merge", "operator": "slerp", "parents": ["p", "q"], "t": [1.2]}, "search.t"),
     ({"kind": "crossover", "parents": ["p", "q"], "split": 1, "mix": 1.7}, "search.mix"),
 ])
@@ -174,6 +180,45 @@ def test_an_architecture_change_outside_a_bound_is_refused_by_name(change: dict[
     assert outcome.verdict is Verdict.REFUSED
     assert bound in outcome.reason
     canonical(outcome.to_json())
+
+
+def merge_of(operator: Operator) -> JsonObject:
+    """A merge with every gene that the operator has, all at their lowest."""
+    def numbers(gene: Gene) -> Any:
+        value: Any = [[gene.low] * 3] * 2 if gene.per_cell else gene.low
+        return [value, value] if gene.per_parent else value
+
+    genes = {gene.name: numbers(gene) for gene in OPERATORS[operator].genes}
+    return {"kind": "merge", "operator": str(operator), "base": "b", "parents": ["p", "q"], "groups": 2, **genes}
+
+
+@pytest.mark.parametrize("operator", list(Operator))
+def test_every_gene_of_every_operator_must_be_there_and_within_its_range(operator: Operator) -> None:
+    change = merge_of(operator)
+    assert Bounds().admit(arch(**change)) is None
+    for gene in OPERATORS[operator].genes:
+        for odd in (None, [], "1", gene.high + 0.01, gene.low - 0.01, [[[gene.high + 0.01]]], float("nan")):
+            refusal = Bounds().admit(arch(**{**change, gene.name: odd}))
+            assert refusal is not None and refusal.bound.startswith("search."), (gene.name, odd)
+        refusal = Bounds().admit(arch(**{key: value for key, value in change.items() if key != gene.name}))
+        assert refusal is not None and refusal.bound.startswith("search."), gene.name
+
+
+@pytest.mark.parametrize("operator", list(Operator))
+def test_the_step_between_two_merges_is_that_of_the_cell_that_changed_most(operator: Operator) -> None:
+    change = merge_of(operator)
+    assert step_of(change, change) == 0.0
+    for gene in OPERATORS[operator].genes:
+        moved = [[gene.low, gene.low, gene.low], [gene.low, gene.high, gene.low]]
+        other = {**change, gene.name: [moved, moved] if gene.per_parent else moved}
+        if gene.per_cell:
+            assert step_of(other, change) == step_of(change, other) == pytest.approx(gene.high - gene.low)
+
+
+def test_an_operator_that_the_bounds_name_but_nobody_knows_is_refused() -> None:
+    bounds = replace(Bounds(), search=replace(Bounds().search, operators=("magic",)))
+    refusal = bounds.admit(arch(**{**MERGE, "operator": "magic"}))
+    assert refusal is not None and refusal.bound == "search.operators"
 
 
 @pytest.mark.parametrize(("part", "bound"), [

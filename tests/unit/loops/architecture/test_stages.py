@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from loops.architecture.genome import Definition, Operator
+from loops.architecture.loop import coarse_to_fine
 from loops.architecture.search import CmaEs, RandomSearch, Told
+from loops.architecture.settings import ArchitectureSettings, SearchKind
 from loops.architecture.stages import CoarseToFine
 from state.records import JsonObject
 
@@ -80,3 +86,44 @@ def test_cma_climbs_where_random_search_does_not() -> None:
         return float(sum(change["weights"][0][0][0] for change in changes[-12:])) / 12
 
     assert abs(last(CmaEs) - 0.9) < 0.05 < abs(last(RandomSearch) - 0.9)
+
+
+STOCK = Definition(Operator.MODEL_STOCK, "b", ("x", "y"))
+
+
+def test_an_operator_without_genes_is_tried_once_and_the_search_goes_on_over_the_others() -> None:
+    search = staged(STOCK, TASK, proposals=3)
+    state, tried = search.start(), []
+    for _ in range(5):
+        change = search.ask(state)
+        tried.append(change["operator"])
+        state = search.tell(state, change, Told(0.9, 0.4, promoted=change["operator"] == "model_stock"))
+    assert tried == ["model_stock"] + ["task_arithmetic"] * 4
+    assert search.definition(state).operator is Operator.TASK_ARITHMETIC
+
+
+@pytest.mark.parametrize("operator", list(Operator))
+def test_every_operator_can_be_tried_coarse_and_then_fine(operator: Operator) -> None:
+    definition = Definition(operator, "b", ("x", "y"))
+    search = staged(definition, proposals=2) if definition.dimensions else staged(definition, TASK, proposals=2)
+    state = search.start()
+    for _ in range(12):
+        state = search.tell(state, search.ask(state), Told(0.5, 0.1))
+    assert search.definition(state).groups == 2
+
+
+def test_operators_that_cannot_be_searched_are_named() -> None:
+    with pytest.raises(ValueError, match="one with genes to search over beside model_stock"):
+        ArchitectureSettings(operators=("model_stock",))
+    settings = ArchitectureSettings(operators=("task_arithmetic", "slerp"))
+    assert settings.misfit(2) is None
+    assert settings.misfit(3) == "slerp joins exactly 2 parents, not 3"
+    assert replace(settings, search=SearchKind.M2N2).misfit(3) is None
+
+
+def test_where_trained_parents_make_too_many_for_an_operator_it_is_left_out() -> None:
+    settings = ArchitectureSettings(operators=("slerp", "model_stock"))
+    both = coarse_to_fine(settings, "b", ("x", "y")).coarse
+    assert [definition.operator for definition in both] == [Operator.SLERP, Operator.MODEL_STOCK]
+    more = coarse_to_fine(settings, "b", ("x", "y"), ("trained",)).coarse
+    assert [definition.operator for definition in more] == [Operator.MODEL_STOCK, Operator.TASK_ARITHMETIC]
