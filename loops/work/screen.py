@@ -14,7 +14,8 @@ from typing import TypeVar
 import numpy as np
 
 from loops.architecture.genome import models_of, template_of
-from loops.work.build import Tensors, place, read_tensors
+from loops.work.build import place, read_tensors
+from loops.work.weights import Tensors
 from safety.yardstick.compare import Comparison, Race, paired
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
