@@ -42,7 +42,8 @@ class Blueprint:
 
 
 def build(spec: JobSpec, desk: Desk) -> Produced:
-    """Job "build". Inputs "model:<digest>"; params {"change"}; output "model", a Hugging Face folder.
+    """Job "build". Inputs "model:<digest>", models or adapters on the change's base; params {"change"} and, where files
+    of weights are not to be as large as libraries make them, {"shard_bytes"}; output "model", a Hugging Face folder.
 
     The folder has its name only when all of it is there. Killed and run again, the job keeps the files of weights that
     were finished.
