@@ -21,6 +21,7 @@ from safety.adapters import adapter_of, is_adapter
 from safety.headers import TensorHeader, tensor_headers
 
 Tensors = Mapping[str, Tensor]
+AHEAD_BYTES = 32 * 2**20        # of a tensor that the kernel is told to read at once; the rest it reads ahead by itself
 
 warnings.filterwarnings("ignore", "The given buffer is not writable")      # true, and nothing here writes to it
 
@@ -39,7 +40,9 @@ class Stored(Tensors):
         header, dtype = self._headers[name], self._dtypes[name]
         if not header.count:
             return torch.empty(header.shape, dtype=dtype, device=self._device)
-        stored = torch.frombuffer(self._maps[header.file], dtype=dtype, count=header.count, offset=header.start)
+        mapped, past = self._maps[header.file], header.start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, header.start - past, past + min(header.count * dtype.itemsize, AHEAD_BYTES))
+        stored = torch.frombuffer(mapped, dtype=dtype, count=header.count, offset=header.start)
         return stored.view(header.shape).to(self._device)
 
     def __iter__(self) -> Iterator[str]:
