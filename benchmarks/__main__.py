@@ -7,10 +7,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
-from benchmarks import reading
+from benchmarks import merge, reading
 from benchmarks.figure import Figure
 
-BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {"reading": reading.figures}
+BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {"reading": reading.figures, "merge": merge.figures}
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from state.records import JsonObject
 LONGEST_HEADER = 100 * 2**20          # what the safetensors library itself accepts
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
-    "BOOL": "bool",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }
 BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
@@ -52,11 +52,12 @@ class HeaderError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor: its number format (as torch names it), shape and file."""
+    """One tensor: its number format (as torch names it), shape, file, and the byte of the file where it begins."""
 
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    start: int
 
     @property
     def count(self) -> int:
@@ -96,7 +97,7 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of a model folder by name. Raises HeaderError."""
     headers: dict[str, TensorHeader] = {}
     for file in weight_files(folder):
-        for name, header in _file_headers(file).items():
+        for name, header in file_headers(file).items():
             if name in headers:
                 raise HeaderError(f"{file}: tensor {name} is in {headers[name].file.name} as well")
             headers[name] = header
@@ -106,7 +107,8 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
     return headers
 
 
-def _file_headers(file: Path) -> dict[str, TensorHeader]:
+def file_headers(file: Path) -> dict[str, TensorHeader]:
+    """Every tensor of one safetensors file by name. Raises HeaderError."""
     if not given.is_file(file):
         raise HeaderError(f"{file}: cannot be read: not a regular file")
     try:
@@ -120,7 +122,7 @@ def _file_headers(file: Path) -> dict[str, TensorHeader]:
     except OSError as error:
         raise HeaderError(f"{file}: cannot be read: {error.strerror}") from error
     body = _header(file, text)
-    headers = {name: _tensor(file, name, entry) for name, entry in body.items()}
+    headers = {name: _tensor(file, name, entry, 8 + length) for name, entry in body.items()}
     end = 0
     for place, name in sorted((body[name]["data_offsets"], name) for name in body):
         if place[0] != end:
@@ -145,8 +147,8 @@ def _header(file: Path, text: bytes) -> JsonObject:
     return body
 
 
-def _tensor(file: Path, name: str, entry: Any) -> TensorHeader:
-    """One entry of a header: number format, shape, and as many bytes as they take."""
+def _tensor(file: Path, name: str, entry: Any, first: int) -> TensorHeader:
+    """One entry of a header: number format, shape, and as many bytes as they take, counted from byte `first`."""
     known = entry if isinstance(entry, dict) else {}
     dtype, shape, place = known.get("dtype"), known.get("shape"), known.get("data_offsets")
     if not isinstance(dtype, str) or not _are_counts(shape) or not _are_counts(place) or len(place) != 2:
@@ -154,7 +156,7 @@ def _tensor(file: Path, name: str, entry: Any) -> TensorHeader:
     needed = math.prod(shape) * BYTES[dtype] if dtype in BYTES else None
     if place[0] > place[1] or needed not in (None, place[1] - place[0]):
         raise HeaderError(f"{file}: tensor {name!r} has {place[1] - place[0]} bytes, its shape and dtype need {needed}")
-    return TensorHeader(DTYPES.get(dtype, dtype), tuple(shape), file)
+    return TensorHeader(DTYPES.get(dtype, dtype), tuple(shape), file, first + place[0])
 
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:

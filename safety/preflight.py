@@ -7,12 +7,14 @@ vocabulary that differs is reported with the tokens that differ.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safety.adapters import adapter_of, is_adapter
 from safety.bounds import Bounds
 from safety.headers import (
     INDEX,
@@ -31,6 +33,7 @@ from state.records import JsonObject
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.gguf")
 HARMLESS = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})   # never loaded
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 TOKENS_SHOWN = 5
 LONGEST_README = 16 * 2**20
@@ -56,6 +59,17 @@ def preflight(paths: Sequence[Path], bounds: Bounds) -> list[Problem]:
     for path in sound[1:]:
         problems.extend(_together(sound[0], path))
     return problems
+
+
+def mismatches(first: Path, other: Path) -> list[Problem]:
+    """Why the second of two folders, a model or an adapter, cannot be merged with the first. What they are alone is not
+    looked at, and number formats may differ: what is made has the first's. Raises HeaderError for a folder that cannot
+    be read, or an adapter that does not fit.
+    """
+    if is_adapter(other):
+        adapter_of(other, tensor_headers(first))
+        return list(_same_tokenizers(first, other)) if given.is_file(other / "tokenizer.json") else []
+    return [problem for problem in _together(first, other) if problem.check != "dtypes"]
 
 
 def licence_of(folder: Path) -> str:
@@ -188,6 +202,8 @@ def _same_configs(first: Path, other: Path) -> Iterator[Problem]:
 
 
 def _same_tokenizers(first: Path, other: Path) -> Iterator[Problem]:
+    if all(_same_bytes(first / name, other / name) for name in TOKENIZER_FILES):
+        return                                           # a vocabulary takes long to read
     try:
         mine, theirs = _tokenizer(first), _tokenizer(other)
     except HeaderError:                                  # said where the model was looked at alone
@@ -204,6 +220,16 @@ def _same_tokenizers(first: Path, other: Path) -> Iterator[Problem]:
     ):
         if left != right:
             yield Problem(other, "tokenizer", f"against {first}: the {name} differ")
+
+
+def _same_bytes(first: Path, other: Path) -> bool:
+    """Whether both are there with the same content, or neither is there."""
+    if not (os.path.lexists(first) or os.path.lexists(other)):
+        return True
+    try:
+        return given.read_bytes(first) == given.read_bytes(other)
+    except given.Unreadable:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Builds the model that a genome describes, in memory (`composed`) and on disk (the job "build").
 
-Invariant: screening and building go through `composed`, so the model that is written is the model that was scored,
-bit for bit. Tensors are read and written as safetensors; config and tokenizer come from the template, the change's
-base or else its first parent.
+Invariant: screening and building go through `planned`, so the model that is written is the model that was scored, bit
+for bit. On disk it is made tensor by tensor, from mapped files (`loops.work.weights`) to files (`loops.work.shards`),
+so that it may be larger than memory. Config and tokenizer come from the template, the change's base or else its first
+parent.
 """
 
 from __future__ import annotations
@@ -11,69 +12,99 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import safe_open
 from torch import Tensor
 
 from loops.architecture.genome import MODULES, genes_at, models_of, template_of
-from loops.work import merge
+from loops.work import merge, shards
 from loops.work.joining import Inputs
+from loops.work.weights import Tensors, opened, outline_of
 from safety.operators import OPERATORS, Operator
-from safety.preflight import licences_of
+from safety.preflight import licences_of, mismatches
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
 
-Tensors = Mapping[str, Tensor]
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl")
 LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.(.*)$")
 
 
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A model that can be made tensor by tensor, in any order and by several threads.
+
+    `outline` has the names in natural order, with shapes and dtypes; `make` gives one tensor by name.
+    """
+
+    outline: Tensors
+    make: Callable[[str], Tensor]
+
+
 def build(spec: JobSpec, desk: Desk) -> Produced:
-    """Job "build". Inputs "model:<digest>"; params {"change"}; output "model", a Hugging Face folder."""
+    """Job "build". Inputs "model:<digest>", models or adapters on the change's base; params {"change"} and, where files
+    of weights are not to be as large as libraries make them, {"shard_bytes"}; output "model", a Hugging Face folder.
+
+    The folder has its name only when all of it is there. Killed and run again, the job keeps the files of weights that
+    were finished.
+    """
     change = spec.params["change"]
-    models = {digest: read_tensors(desk.inputs[f"model:{digest}"], desk.device) for digest in models_of(change)}
-    made = {name: tensor.cpu().contiguous() for name, tensor in composed(change, models)}
-    folder = desk.folder / "model"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for source in sorted(desk.inputs[f"model:{template_of(change)}"].iterdir()):
+    folders = {digest: desk.inputs[f"model:{digest}"] for digest in models_of(change)}
+    template = folders[template_of(change)]
+    _check_folders(template, list(folders.values()))
+    blueprint = planned(change, {
+        digest: opened(folder, template, desk.device) for digest, folder in folders.items()
+    })
+    folder, writing = desk.folder / "model", desk.folder / "model.writing"
+    if folder.exists() and not writing.exists():
+        folder.rename(writing)                          # complete, but the job was killed before it could say so
+    writing.mkdir(parents=True, exist_ok=True)
+    largest = max(tensor.nbytes for tensor in blueprint.outline.values())
+    shards.write(
+        blueprint.outline, lambda name: blueprint.make(name).cpu(), writing, desk.folder / "steps",
+        shard_bytes=spec.params.get("shard_bytes", shards.SHARD_BYTES),
+        memory_bytes=(len(folders) + 2) * largest + shards.SLACK_BYTES, threads=desk.threads, progress=desk.progress,
+    )
+    for source in sorted(template.iterdir()):
         if source.is_file() and source.name != "README.md" and not source.name.endswith(WEIGHT_FILES):
-            shutil.copyfile(source, folder / source.name)
-    save_torch_state_dict(made, folder, metadata={"format": "pt"})
-    (folder / "README.md").write_text(card(change, [desk.inputs[f"model:{digest}"] for digest in models_of(change)]),
-                                      encoding="utf-8")
-    return Produced({"parameters": sum(tensor.numel() for tensor in made.values())}, {"model": folder})
+            shutil.copyfile(source, writing / source.name)
+    (writing / "README.md").write_text(card(change, list(folders.values())), encoding="utf-8")
+    writing.rename(folder)
+    return Produced({"parameters": sum(tensor.numel() for tensor in blueprint.outline.values())}, {"model": folder})
 
 
 def read_tensors(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Every tensor of a model folder, in its stored dtype. ValueError where there are no safetensors."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no safetensors")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt", device=device) as opened:
-            tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118  not a dict
-    return tensors
+    return dict(opened(folder, device=device))
 
 
-def composed(change: JsonObject, models: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the model that `change` describes, in name order, each in the template's dtype.
+def planned(change: JsonObject, models: Mapping[str, Tensors]) -> Blueprint:
+    """The model that `change` describes, each tensor in the template's dtype.
 
     `models` maps every digest of `models_of(change)` to its tensors. Parents are summed in the order of their digests,
     so the order in which a change names them changes no bit. ValueError for tensors that do not match.
     """
-    template = models[template_of(change)]
-    names = sorted(template, key=_natural)
+    template, outlines = models[template_of(change)], {d: outline_of(tensors) for d, tensors in models.items()}
+    known = outlines[template_of(change)]
+    outline = {name: known[name] for name in sorted(known, key=_natural)}
     for digest in models_of(change):
-        _check_alike(template, models[digest], digest)
-    rule = _merged(change, models, names) if change["kind"] == "merge" else _crossed(change, models, names)
-    for name in names:
-        yield name, (rule(name) if template[name].is_floating_point() else template[name]).to(template[name].dtype)
+        _check_alike(known, outlines[digest], digest)
+    names = list(outline)
+    rule = _merged(change, models, names) if change["kind"] == "merge" else _crossed(change, models, outline)
+
+    def make(name: str) -> Tensor:
+        dtype = outline[name].dtype
+        return rule(name).to(dtype) if dtype.is_floating_point else template[name]
+
+    return Blueprint(outline, make)
+
+
+def composed(change: JsonObject, models: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the model that `change` describes, in name order. See `planned`."""
+    blueprint = planned(change, models)
+    return ((name, blueprint.make(name)) for name in blueprint.outline)
 
 
 def place(change: JsonObject, models: Mapping[str, Tensors], shell: Mapping[str, Tensor]) -> None:
@@ -137,7 +168,7 @@ def _merged(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[s
     return merged
 
 
-def _crossed(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[str]) -> Callable[[str], Tensor]:
+def _crossed(change: JsonObject, models: Mapping[str, Tensors], outline: Tensors) -> Callable[[str], Tensor]:
     """M2N2's child (arXiv 2508.16204): SLERP_w of A and B below the split point, SLERP_(1-w) above it.
 
     The split is a fraction of all parameters in name order; the tensor it falls in is cut there. With an
@@ -149,8 +180,8 @@ def _crossed(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[
     apart = "attention_split" in change
     left = {}                                                   # parameters from a tensor's start to its split point
     for own in (True, False):
-        part = [name for name in names if (apart and _is_attention(name)) == own]
-        sizes = [first[name].numel() for name in part]
+        part = [name for name in outline if (apart and _is_attention(name)) == own]
+        sizes = [outline[name].numel() for name in part]
         point = math.floor(change["attention_split" if own else "split"] * sum(sizes)) if part else 0
         for name, size in zip(part, sizes, strict=True):
             left[name] = point
@@ -171,6 +202,14 @@ def _crossed(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[
 
 def _is_attention(name: str) -> bool:
     return MODULES[cell_of(name, 1, 1)[1]] == "attention"
+
+
+def _check_folders(template: Path, folders: Sequence[Path]) -> None:
+    """Look at headers, configs and tokenizers before any weight is read. ValueError where models do not go together."""
+    problems = [problem for folder in folders if folder != template for problem in mismatches(template, folder)]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(f"{problems[0]}{more}")
 
 
 def _check_alike(template: Tensors, other: Tensors, digest: str) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 
 from loops.architecture.genome import models_of, template_of
 from loops.architecture.settings import Objective
-from loops.work.build import Tensors, place, read_tensors
+from loops.work.build import place, read_tensors
 from loops.work.sketch import sketch
+from loops.work.weights import Tensors
 from safety.serving import in_turn
 from safety.yardstick.compare import Comparison, Race, losses, paired, pieces
 from safety.yardstick.items import Item, TaskSpec

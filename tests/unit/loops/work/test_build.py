@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops.architecture.genome import Definition, Operator
@@ -91,6 +92,31 @@ def test_tensors_of_another_shape_are_named(zoo: dict[str, Path]) -> None:
     del models["one"]["lm_head.weight"]
     with pytest.raises(ValueError, match=r"1 tensor names, first lm_head\.weight"):
         dict(composed(CHANGE, models))
+
+
+def test_models_that_do_not_go_together_are_refused_before_any_weight_is_read(
+    desk_of: Make, zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(zoo["two"], tmp_path / "odd")
+    tokenizer = tmp_path / "odd" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"then"', '"than"'))
+    desk = desk_of(two=tmp_path / "odd")
+    with pytest.raises(ValueError, match=r"odd: against .*base: 2 tokens differ: 'than', 'then'"):
+        built(CHANGE, desk)
+    assert not list(desk.folder.iterdir())
+
+
+def test_a_parent_in_another_number_format_is_merged_in_the_bases(
+    desk_of: Make, zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(zoo["two"], tmp_path / "half")
+    half = {name: tensor.bfloat16() for name, tensor in read_tensors(zoo["two"]).items()}
+    save_file(half, tmp_path / "half" / "model.safetensors", {"format": "pt"})
+    written = read_tensors(built(CHANGE, desk_of(two=tmp_path / "half")))
+    models = {name: read_tensors(path) for name, path in zoo.items()} | {"two": half}
+    for name, tensor in composed(CHANGE, models):
+        assert written[name].dtype is torch.float32
+        assert torch.equal(written[name], tensor)
 
 
 def test_more_groups_than_layers_are_refused(zoo: dict[str, Path]) -> None:
