@@ -60,8 +60,8 @@ def story(row: Row, rows: Sequence[Row], inside: Sequence[JsonObject]) -> str:
         lines += [f"  from {each.base}"] if each.base else []
         lines += [f"  to   {each.result}"] if each.result else []
         if each.event != "closed" or len(rows) == 1:
-            lines += [f"  change.{key} = {value}" for key, value in flat(each.change)]
-        lines += [f"  {key} = {value}" for key, value in flat(each.evidence)]
+            lines += [f"  change.{key} = {_short(value)}" for key, value in flat(each.change, by_entry=True)]
+        lines += [f"  {key} = {_short(value)}" for key, value in flat(each.evidence)]
         lines += [cost_in_words(each.cost)] if isinstance(each.cost, dict) and each.cost else []
         lines.append(f"  hash {each.hash}")
     if inside:
@@ -78,17 +78,16 @@ def cost_in_words(cost: JsonObject) -> str:
     return f"  cost: {cost.get('seconds', 0):.1f} s, {counts}{energy}"
 
 
-def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A JSON tree as (dotted key, short text); tables of numbers and long lists of names entry by entry."""
+def flat(value: Any, prefix: str = "", by_entry: bool = False) -> Iterator[tuple[str, str]]:
+    """A JSON tree as (dotted key, text); with `by_entry`, tables of numbers and long lists of names entry by entry."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and value and _goes_by_entry(value):
+            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key), by_entry)
+    elif by_entry and isinstance(value, list) and value and _goes_by_entry(value):
         for place, inner in enumerate(value):
-            yield from flat(inner, f"{prefix}[{place}]")
+            yield from flat(inner, f"{prefix}[{place}]", by_entry)
     elif prefix:
-        text = _text(value)
-        yield prefix, text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+        yield prefix, _text(value)
 
 
 def _goes_by_entry(values: list[Any]) -> bool:
@@ -100,8 +99,12 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
 def differences(a: JsonObject, b: JsonObject) -> list[tuple[str, str, str]]:
-    """The dotted keys on which two trees differ, with both values."""
+    """The dotted keys on which two trees differ, with both values in full."""
     left, right = dict(flat(a)), dict(flat(b))
     return [
         (key, left.get(key, "(absent)"), right.get(key, "(absent)"))
