@@ -16,7 +16,8 @@ from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
-from safety.preflight import licence_of, preflight
+from safety.licences import licences_of
+from safety.preflight import preflight
 from safety.sandbox import Limits, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
@@ -70,7 +71,7 @@ def _models(settings: Settings, root: Path, bounds: Bounds) -> Iterator[Finding]
         yield f"model {problem.check}", False, str(problem)
     if not problems:
         for name, folder in folders.items():
-            yield "model", True, f"{name}: {folder} ({licence_of(folder)})"
+            yield "model", True, f"{name}: {folder} ({', '.join(licences_of(folder))})"
 
 
 def _data(settings: Settings, root: Path) -> Iterator[Finding]:

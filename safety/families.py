@@ -232,7 +232,8 @@ class SupplyBounds:
 
     licences: tuple[str, ...] = limit(
         ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "cc-by-4.0", "unlicense"),
-        'licences a model may have; a model without one is "unknown"', REFUSES_INPUT, Looser.MORE,
+        'licences a model may have, as its card says: "unknown" where it says none, "other:its-name" for one of its '
+        'own', REFUSES_INPUT, Looser.MORE,
     )
     formats: tuple[str, ...] = limit(
         ("safetensors",), "formats weights are read from", REFUSES_INPUT, Looser.MORE, choices=("safetensors",))

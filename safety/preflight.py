@@ -7,7 +7,6 @@ vocabulary that differs is reported with the tokens that differ.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from safety.headers import (
     tensor_headers,
     weight_files,
 )
+from safety.licences import licences_of
 from state import given
 from state.errors import one_line
 from state.records import JsonObject
@@ -33,7 +33,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.gguf")
 HARMLESS = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})   # never loaded
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 TOKENS_SHOWN = 5
-LONGEST_README = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,32 +57,6 @@ def preflight(paths: Sequence[Path], bounds: Bounds) -> list[Problem]:
     return problems
 
 
-def licence_of(folder: Path) -> str:
-    """The licence in the front matter of README.md, lower case, a list of several in one line; "unknown" where there
-    is none.
-    """
-    readme = folder / "README.md"
-    try:
-        text = given.read_bytes(readme, LONGEST_README).decode("utf-8", errors="replace")
-    except given.Unreadable:
-        text = ""
-    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
-    front = parts[1] if len(parts) == 3 and not parts[0].strip() else ""
-    found = re.search(r"^licen[sc]e:[ \t]*(.*)((?:\n[ \t]*- .*)*)$", front, flags=re.MULTILINE | re.IGNORECASE)
-    lines = [found.group(1), *found.group(2).split("\n")] if found else []
-    values = [line.strip().removeprefix("- ").split(" #")[0].strip().strip("\"'").lower() for line in lines]
-    return ", ".join(value for value in values if value) or "unknown"
-
-
-def licences_of(folder: Path) -> list[str]:
-    """A licence that joins several, as merged models have, taken apart: "apache-2.0 and mit", "[apache-2.0, mit]" or a
-    YAML list with one a line.
-    """
-    joined = licence_of(folder)
-    parts = (part.strip("\"'") for part in re.split(r"\s+and\s+|\s*[,+&;\[\]]\s*", joined))
-    return [part for part in parts if part] or ["unknown"]
-
-
 def _alone(path: Path, bounds: Bounds) -> Iterator[Problem]:
     if not given.is_folder(path):
         yield Problem(path, "missing", "there is no such model folder")
@@ -98,8 +71,9 @@ def _alone(path: Path, bounds: Bounds) -> Iterator[Problem]:
     yield from _remote_code(path)
     yield from _elsewhere(path, config)
     yield from _weights(path, bounds)
+    allowed = {licence.lower() for licence in bounds.supply.licences}
     for licence in licences_of(path):
-        if licence not in bounds.supply.licences:
+        if licence not in allowed:
             yield Problem(path, "licence", f"licence {licence!r} is not in supply.licences")
     if not any(given.is_file(path / name) for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         yield Problem(path, "tokenizer", "there is no tokenizer (tokenizer.json)")

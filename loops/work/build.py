@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loops.architecture.genome import MODULES, Operator, models_of, template_of
 from loops.work import merge
-from safety.preflight import licences_of
+from safety.licences import CARD, Obligations, is_inherited, obligations_of
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
 
@@ -39,11 +39,12 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for source in sorted(desk.inputs[f"model:{template_of(change)}"].iterdir()):
-        if source.is_file() and source.name != "README.md" and not source.name.endswith(WEIGHT_FILES):
+        if source.is_file() and is_inherited(source.name) and not source.name.endswith(WEIGHT_FILES):
             shutil.copyfile(source, folder / source.name)
     save_torch_state_dict(made, folder, metadata={"format": "pt"})
-    (folder / "README.md").write_text(card(change, [desk.inputs[f"model:{digest}"] for digest in models_of(change)]),
-                                      encoding="utf-8")
+    owed = obligations_of(desk.inputs[f"model:{digest}"] for digest in models_of(change))
+    owed.write_notices(folder)
+    (folder / CARD).write_text(card(change, owed), encoding="utf-8")
     return Produced({"parameters": sum(tensor.numel() for tensor in made.values())}, {"model": folder})
 
 
@@ -81,13 +82,13 @@ def place(change: JsonObject, models: Mapping[str, Tensors], shell: Mapping[str,
             shell[name].copy_(tensor)
 
 
-def card(change: JsonObject, folders: Sequence[Path]) -> str:
-    """The model card: the union of the parents' licences in front matter, and the genome in words."""
-    held = sorted({licence for folder in folders for licence in licences_of(folder)})
-    front = f"license: {held[0]}" if len(held) == 1 else "license:\n" + "\n".join(f"- {name}" for name in held)
+def card(change: JsonObject, owed: Obligations) -> str:
+    """The model card: the licences of everything that went in, in front matter and with what they ask, and how the
+    model was made.
+    """
     made = change.get("operator", change["kind"])
     parents = "\n".join(f"- {digest}" for digest in change["parents"])
-    return f"---\n{front}\n---\n\n# Made by kaizend\n\n{made} of\n\n{parents}\n"
+    return f"{owed.front_matter()}\n# Made by kaizend\n\n{made} of\n\n{parents}\n\n{owed.in_words()}"
 
 
 def cell_of(name: str, groups: int, layers: int) -> tuple[int, int]:

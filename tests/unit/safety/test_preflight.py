@@ -10,7 +10,7 @@ from tiny import tiny_model
 
 from safety.bounds import Bounds
 from safety.headers import HeaderError, facts_of, layers_of, tensor_headers
-from safety.preflight import licence_of, licences_of, preflight
+from safety.preflight import preflight
 
 WORDS = ["one", "two", "three"]
 README = "---\nlicense: apache-2.0\n---\n# tiny\n"
@@ -123,20 +123,3 @@ def test_facts_come_from_the_headers_alone(made: Path) -> None:
     assert layers_of({"num_hidden_layers": 1}, {"model.layers.6.mlp": 0}) == 7
     with pytest.raises(HeaderError):
         facts_of(made / "none")
-
-
-@pytest.mark.parametrize(("text", "licence"), [
-    (README, "apache-2.0"), ("---\nlicence: 'MIT' # ok\n---\n", "mit"),
-    ("# no front matter\nlicense: mit\n", "unknown"),
-    ("---\nname: x\n---\n", "unknown"), ("", "unknown"),
-])
-def test_the_licence_is_read_from_the_front_matter(tmp_path: Path, text: str, licence: str) -> None:
-    (tmp_path / "README.md").write_text(text)
-    assert licence_of(tmp_path) == licence
-
-
-def test_a_joined_licence_is_allowed_only_when_every_part_is(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0 and mit\n---\n")
-    assert licences_of(tmp_path) == ["apache-2.0", "mit"]
-    (tmp_path / "README.md").write_text("---\nlicense: [mit, llama2]\n---\n")
-    assert licences_of(tmp_path) == ["mit", "llama2"]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops.architecture.genome import Definition, Operator
 from loops.work.build import build, cell_of, composed, layer_count, read_tensors
-from safety.preflight import licences_of
+from safety.licences import licences_of
 from state.jobs import Desk, JobSpec
 
 CHANGE = Definition(Operator.TASK_ARITHMETIC, "base", ("one", "two")).change([0.7, 0.4])
@@ -54,12 +54,19 @@ def test_the_card_names_every_licence_of_what_went_in_once(desk_of: Make) -> Non
     assert licences_of(built(CHANGE, desk_of())) == ["apache-2.0", "mit"]
 
 
-def test_a_model_without_a_card_has_an_unknown_licence(tmp_path: Path) -> None:
-    assert licences_of(tmp_path) == ["unknown"]
-    (tmp_path / "README.md").write_text("# no front matter\nlicense: mit\n")
-    assert licences_of(tmp_path) == ["unknown"]
-    (tmp_path / "README.md").write_text("---\nlicense: [mit, 'bsd-3-clause']\ntags:\n- x\n---\n")
-    assert licences_of(tmp_path) == ["mit", "bsd-3-clause"]
+def test_the_notices_of_every_parent_are_carried_along_and_the_files_of_the_base_alone(
+    desk_of: Make, zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    more = {name: Path(shutil.copytree(zoo[name], tmp_path / name)) for name in zoo}
+    (more["base"] / "LICENSE").write_text("the base's")
+    (more["base"] / "lineage.json").write_text("of the base")
+    (more["one"] / "LICENSE").write_text("the first parent's")
+    (more["two"] / "NOTICE").write_text("of the second parent")
+    (more["two"] / "notes.txt").write_text("of the second parent")
+    folder = built(CHANGE, desk_of(**more))
+    notices = {file.read_text() for file in folder.iterdir() if file.name.startswith(("LICENSE", "NOTICE"))}
+    assert notices == {"the base's", "the first parent's", "of the second parent"}
+    assert not (folder / "lineage.json").exists() and not (folder / "notes.txt").exists()
 
 
 def test_tensors_of_another_shape_are_named(zoo: dict[str, Path]) -> None:
