@@ -21,7 +21,9 @@ from torch import Tensor
 
 from loops.architecture.genome import MODULES, Operator, models_of, template_of
 from loops.work import merge
+from loops.work.part import shared
 from safety.licences import CARD, Obligations, is_inherited, obligations_of
+from safety.preflight import mismatches
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
 
@@ -33,16 +35,18 @@ LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.(.*)$")
 def build(spec: JobSpec, desk: Desk) -> Produced:
     """Job "build". Inputs "model:<digest>"; params {"change"}; output "model", a Hugging Face folder."""
     change = spec.params["change"]
-    models = {digest: read_tensors(desk.inputs[f"model:{digest}"], desk.device) for digest in models_of(change)}
+    folders = {digest: desk.inputs[f"model:{digest}"] for digest in models_of(change)}
+    _refuse_unlike(template_of(change), folders)
+    models = {digest: read_tensors(folder, desk.device) for digest, folder in folders.items()}
     made = {name: tensor.cpu().contiguous() for name, tensor in composed(change, models)}
     folder = desk.folder / "model"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for source in sorted(desk.inputs[f"model:{template_of(change)}"].iterdir()):
+    for source in sorted(folders[template_of(change)].iterdir()):
         if source.is_file() and is_inherited(source.name) and not source.name.endswith(WEIGHT_FILES):
             shutil.copyfile(source, folder / source.name)
     save_torch_state_dict(made, folder, metadata={"format": "pt"})
-    owed = obligations_of(desk.inputs[f"model:{digest}"] for digest in models_of(change))
+    owed = obligations_of(folders.values())
     owed.write_notices(folder)
     (folder / CARD).write_text(card(change, owed), encoding="utf-8")
     return Produced({"parameters": sum(tensor.numel() for tensor in made.values())}, {"model": folder})
@@ -64,15 +68,17 @@ def composed(change: JsonObject, models: Mapping[str, Tensors]) -> Iterator[tupl
     """The tensors of the model that `change` describes, in name order, each in the template's dtype.
 
     `models` maps every digest of `models_of(change)` to its tensors. Parents are summed in the order of their digests,
-    so the order in which a change names them changes no bit. ValueError for tensors that do not match.
+    so the order in which a change names them changes no bit. Where a parent is a text model and the template more than
+    that, only the language part is made, as it would be of text models alone; the rest is the template's, bit for bit.
+    ValueError for tensors that do not match.
     """
     template = models[template_of(change)]
-    names = sorted(template, key=_natural)
-    for digest in models_of(change):
-        _check_alike(template, models[digest], digest)
-    rule = _merged(change, models, names) if change["kind"] == "merge" else _crossed(change, models, names)
-    for name in names:
-        yield name, (rule(name) if template[name].is_floating_point() else template[name]).to(template[name].dtype)
+    both = shared(template_of(change), {digest: models[digest] for digest in models_of(change)})
+    names = sorted(both.names.values(), key=_natural)
+    rule = _merged(change, both.views, names) if change["kind"] == "merge" else _crossed(change, both.views, names)
+    for name in sorted(template, key=_natural):
+        made = name in both.names and template[name].is_floating_point()
+        yield name, (rule(both.names[name]) if made else template[name]).to(template[name].dtype)
 
 
 def place(change: JsonObject, models: Mapping[str, Tensors], shell: Mapping[str, Tensor]) -> None:
@@ -179,16 +185,11 @@ def _crossed(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[
     return crossed
 
 
-def _check_alike(template: Tensors, other: Tensors, digest: str) -> None:
-    if template is other:
-        return
-    if template.keys() != other.keys():
-        odd = sorted(template.keys() ^ other.keys())
-        raise ValueError(f"model {digest[:12]} differs from the template in {len(odd)} tensor names, first {odd[0]}")
-    for name, tensor in template.items():
-        if tensor.shape != other[name].shape:
-            raise ValueError(f"tensor {name} of model {digest[:12]} is {list(other[name].shape)}, "
-                             f"the template's is {list(tensor.shape)}")
+def _refuse_unlike(template: str, folders: Mapping[str, Path]) -> None:
+    """ValueError for a folder that cannot be merged into the template's, by headers and configurations alone."""
+    for digest, folder in folders.items():
+        for problem in mismatches(folders[template], folder):
+            raise ValueError(f"model {digest[:12]} cannot be merged: {problem.text}")
 
 
 def _natural(name: str) -> list[Any]:
