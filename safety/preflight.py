@@ -146,7 +146,7 @@ def scope_in_words(first: Path, other: Path) -> str:
     shapes = {name: header.shape for name, header in whole.items()}
     scope = scope_of(shapes, {name: header.shape for name, header in part.items()})
     stays = ", ".join(f"{name} ({count} tensors)" for name, count in kept(shapes, scope).items())
-    return f"merged into {len(scope)} tensors of the language part; kept bit for bit: {stays}"
+    return f"{len(scope)} tensors of the language part are merged; kept bit for bit: {stays}"
 
 
 def _alone(path: Path, bounds: Bounds) -> tuple[list[Problem], Model | None]:

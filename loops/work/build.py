@@ -7,6 +7,7 @@ base or else its first parent.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import shutil
@@ -22,8 +23,9 @@ from torch import Tensor
 from loops.architecture.genome import MODULES, Operator, models_of, template_of
 from loops.work import merge
 from loops.work.part import shared
+from safety.headers import weight_files
 from safety.licences import CARD, Obligations, is_inherited, obligations_of
-from safety.preflight import mismatches
+from safety.preflight import mismatches, scope_in_words
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
 
@@ -36,7 +38,9 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
     """Job "build". Inputs "model:<digest>"; params {"change"}; output "model", a Hugging Face folder."""
     change = spec.params["change"]
     folders = {digest: desk.inputs[f"model:{digest}"] for digest in models_of(change)}
-    _refuse_unlike(template_of(change), folders)
+    part = _part_in_words(template_of(change), folders)
+    _ask_for_room(folders[template_of(change)], desk.folder)
+    desk.progress(0.0, part)
     models = {digest: read_tensors(folder, desk.device) for digest, folder in folders.items()}
     made = {name: tensor.cpu().contiguous() for name, tensor in composed(change, models)}
     folder = desk.folder / "model"
@@ -48,7 +52,7 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
     save_torch_state_dict(made, folder, metadata={"format": "pt"})
     owed = obligations_of(folders.values())
     owed.write_notices(folder)
-    (folder / CARD).write_text(card(change, owed), encoding="utf-8")
+    (folder / CARD).write_text(card(change, owed, part), encoding="utf-8")
     return Produced({"parameters": sum(tensor.numel() for tensor in made.values())}, {"model": folder})
 
 
@@ -88,13 +92,14 @@ def place(change: JsonObject, models: Mapping[str, Tensors], shell: Mapping[str,
             shell[name].copy_(tensor)
 
 
-def card(change: JsonObject, owed: Obligations) -> str:
-    """The model card: the licences of everything that went in, in front matter and with what they ask, and how the
-    model was made.
+def card(change: JsonObject, owed: Obligations, part: str = "") -> str:
+    """The model card: the licences of everything that went in, in front matter and with what they ask, how the model
+    was made, and what of it was kept where not all was.
     """
     made = change.get("operator", change["kind"])
     parents = "\n".join(f"- {digest}" for digest in change["parents"])
-    return f"{owed.front_matter()}\n# Made by kaizend\n\n{made} of\n\n{parents}\n\n{owed.in_words()}"
+    about = f"{made} of\n\n{parents}\n" + (f"\n{part}\n" if part else "")
+    return f"{owed.front_matter()}\n# Made by kaizend\n\n{about}\n{owed.in_words()}"
 
 
 def cell_of(name: str, groups: int, layers: int) -> tuple[int, int]:
@@ -185,11 +190,23 @@ def _crossed(change: JsonObject, models: Mapping[str, Tensors], names: Sequence[
     return crossed
 
 
-def _refuse_unlike(template: str, folders: Mapping[str, Path]) -> None:
-    """ValueError for a folder that cannot be merged into the template's, by headers and configurations alone."""
+def _part_in_words(template: str, folders: Mapping[str, Path]) -> str:
+    """What of the template is made and what is kept, "" where all of it is made; by headers and configurations alone.
+    ValueError for a folder that cannot be merged into the template's.
+    """
     for digest, folder in folders.items():
         for problem in mismatches(folders[template], folder):
             raise ValueError(f"model {digest[:12]} cannot be merged: {problem.text}")
+    words = (scope_in_words(folders[template], folder) for folder in folders.values())
+    return next(filter(None, words), "")
+
+
+def _ask_for_room(template: Path, scratch: Path) -> None:
+    """Raise OSError (no space left) where a model as large as the template does not fit on the disk of `scratch`."""
+    needed, free = sum(file.stat().st_size for file in weight_files(template)), shutil.disk_usage(scratch).free
+    if free < needed:
+        reason = f"{needed / 2**30:.1f} GiB are needed for a model, {free / 2**30:.1f} GiB are free"
+        raise OSError(errno.ENOSPC, reason, str(scratch))
 
 
 def _natural(name: str) -> list[Any]:

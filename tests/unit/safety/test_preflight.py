@@ -91,7 +91,7 @@ def new_token(folder: Path) -> None:
     (lambda f: (f / "chat_template.jinja").write_text("{{ x }}"), "tokenizer", ["chat template"]),
     (lambda f: (f / "chat_template.json").write_text('{"chat_template": "{{ x }}"}'), "tokenizer", ["chat template"]),
     (more_templates, "tokenizer", ["chat template"]),
-    (lambda f: edit(f / "special_tokens_map.json", bos_token="two"), "tokenizer", ["special tokens"]),
+    (lambda f: (f / "special_tokens_map.json").write_text('{"bos_token": "two"}'), "tokenizer", ["special tokens"]),
     (lambda f: edit(f / "tokenizer.json", normalizer={"type": "Lowercase"}), "tokenizer", ["normalizer"]),
     (lambda f: edit(f / "tokenizer.json", pre_tokenizer={"type": "Whitespace"}), "tokenizer", ["pre_tokenizer"]),
     (lambda f: edit(f / "config.json", num_attention_heads=4), "config", ["num_attention_heads is 4, not 2"]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,13 +71,30 @@ def test_the_notices_of_every_parent_are_carried_along_and_the_files_of_the_base
     assert not (folder / "lineage.json").exists() and not (folder / "notes.txt").exists()
 
 
+def test_without_room_for_it_nothing_is_built_and_nobody_is_blamed(
+    desk_of: Make, zoo: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (zoo["base"] / "model.safetensors").stat().st_size
+    desk = desk_of()
+    for free in (size, size - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        if free == size:
+            assert built(CHANGE, desk).is_dir()
+            shutil.rmtree(desk.folder)
+        else:
+            with pytest.raises(OSError, match="GiB are needed") as raised:
+                built(CHANGE, desk)
+            assert raised.value.errno == errno.ENOSPC                    # a worker tells the disk's failures by it
+            assert not any(desk.folder.iterdir())
+
+
 def test_tensors_of_another_shape_are_named(zoo: dict[str, Path]) -> None:
     models = {name: read_tensors(path) for name, path in zoo.items()}
     models["one"]["lm_head.weight"] = torch.zeros(3, 3)
-    with pytest.raises(ValueError, match=r"lm_head\.weight of model one is \[3, 3\]"):
+    with pytest.raises(ValueError, match=r"model one does not fit the template: tensor 'lm_head\.weight' is 3x3"):
         dict(composed(CHANGE, models))
     del models["one"]["lm_head.weight"]
-    with pytest.raises(ValueError, match=r"1 tensor names, first lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"model one does not fit .* it has nothing for the tensor 'lm_head\.weight'"):
         dict(composed(CHANGE, models))
 
 

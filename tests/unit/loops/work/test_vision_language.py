@@ -163,12 +163,13 @@ def test_training_leaves_what_it_sees_with_as_it_was(world: dict[str, Path], tmp
     assert any(not torch.equal(before[name], after[name]) for name in language)
 
 
-def test_check_says_what_is_merged_and_what_is_kept(world: dict[str, Path]) -> None:
+def test_check_and_the_card_say_what_is_merged_and_what_is_kept(world: dict[str, Path], built: Path) -> None:
     bounds = Bounds()
     assert preflight([world["llava"]], bounds, [world["one"], world["two"]]) == []
     words = scope_in_words(world["llava"], world["one"])
-    assert words.startswith("merged into 21 tensors of the language part; kept bit for bit: ")
+    assert words.startswith("21 tensors of the language part are merged; kept bit for bit: ")
     assert "vision_tower (" in words and "multi_modal_projector (4 tensors)" in words
+    assert words in (built / "README.md").read_text()
     assert scope_in_words(world["text"], world["one"]) == ""
 
 
