@@ -24,6 +24,7 @@ from loops.architecture.genome import Definition, Operator
 from loops.pipeline.recipe import Adapter, AdapterKind, Recipe, Stage
 from loops.work.build import build, composed, place, read_tensors
 from loops.work.learner import load_learner
+from loops.work.train import train
 from safety.bounds import Bounds
 from safety.preflight import preflight, scope_in_words
 from safety.yardstick.items import Item
@@ -161,6 +162,23 @@ def test_training_leaves_what_it_sees_with_as_it_was(world: dict[str, Path], tmp
     language = {name for name in before if name.startswith((BODY, HEAD))}
     assert all(torch.equal(before[name], after[name]) for name in before.keys() - language)
     assert any(not torch.equal(before[name], after[name]) for name in language)
+
+
+def test_the_training_job_takes_it_on_text(world: dict[str, Path], tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.mkdir()
+    rows = [{"prompt": f"{a} {b}", "answer": a} for a in WORDS[:4] for b in WORDS[:4]]
+    (words / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    desk = Desk(tmp_path / "scratch", {"model": world["llava"], "data:words": words})
+    desk.folder.mkdir()
+    recipe = Recipe(Stage.SFT, learning_rate=0.01, batch=4, steps=4)
+    done = train(JobSpec("train", {}, {
+        "recipe": recipe.to_json(), "from_step": 0, "to_step": 4, "save_steps": 2, "max_tokens": None,
+    }), desk)
+    assert done.values["steps"] == 4
+    before, after = read_tensors(world["llava"]), read_tensors(Path(done.outputs["model"]))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith((BODY, HEAD)) for name in changed)
 
 
 def test_check_and_the_card_say_what_is_merged_and_what_is_kept(world: dict[str, Path], built: Path) -> None:
