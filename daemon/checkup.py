@@ -9,14 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.energy import energy_in_words
-from daemon.genesis import began, changed_files, has_pool, model_folders, placed_tasks, same_task
+from daemon.genesis import (
+    began,
+    changed_files,
+    has_pool,
+    in_roles,
+    model_folders,
+    placed_tasks,
+    same_task,
+    unsearchable,
+)
 from daemon.places import Places, find_config, read_places
 from daemon.reports import artefact_path, out
 from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
-from safety.preflight import licence_of, preflight
+from safety.licences import licences_of
+from safety.preflight import preflight, scope_in_words
 from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
@@ -42,7 +52,7 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
         *_sources(settings, places),
         *_tasks(tasks, bounds), *_searched_guards(settings, places),
         *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
-        *_host(settings, places.state, bounds), *_sandbox(settings, places.state, bounds),
+        *_host(settings, places, bounds), *_sandbox(settings, places.state, bounds),
     ]
     found = [(what, well, one_line(text)) for what, well, text in found]
     fine = all(well for _, well, _ in found)
@@ -66,13 +76,15 @@ def _packages() -> Iterator[Finding]:
 
 
 def _models(settings: Settings, root: Path, bounds: Bounds) -> Iterator[Finding]:
-    folders = model_folders(settings, root)
-    problems = preflight(list(dict.fromkeys(folders.values())), bounds)
+    folders, (whole, parents) = model_folders(settings, root), in_roles(settings, root)
+    problems = preflight(whole, bounds, parents)
+    problems += unsearchable(settings, whole, parents) if not problems else []
     for problem in problems:
         yield f"model {problem.check}", False, str(problem)
     if not problems:
         for name, folder in folders.items():
-            yield "model", True, f"{name}: {folder} ({licence_of(folder)})"
+            part = scope_in_words(whole[0], folder)
+            yield "model", True, f"{name}: {folder} ({', '.join(licences_of(folder))})" + (f": {part}" if part else "")
 
 
 def _data(settings: Settings, root: Path) -> Iterator[Finding]:
@@ -195,12 +207,26 @@ def _watch(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
         yield "watch", True, f"smallest loss that {bounds.gate.watch_items} new items show after a release: {text}"
 
 
-def _host(settings: Settings, state: Path, bounds: Bounds) -> Iterator[Finding]:
+def _host(settings: Settings, places: Places, bounds: Bounds) -> Iterator[Finding]:
+    state = places.state
     existing = next(folder for folder in (state, *state.parents) if given.is_file(folder) or given.is_folder(folder))
     free, needed = shutil.disk_usage(existing).free / 2**30, bounds.resources.min_disk_free_gib
-    yield "disk", free >= needed, f"{free:.1f} GiB free for {state}, {needed:g} must remain"
+    room = 0.0 if places.database.is_file() else _first_start_gib(settings, places.config.parent)
+    also = f", and {room:.1f} GiB are for the copies of the models and one candidate" if room else ""
+    yield "disk", free >= needed + room, f"{free:.1f} GiB free for {state}, {needed:g} must remain{also}"
     yield "energy", True, energy_in_words(device_of(settings))
     yield "device", True, f"{device_of(settings)}, {settings.service.workers} workers of {settings.threads} threads"
+
+
+def _first_start_gib(settings: Settings, root: Path) -> float:
+    """What the first start copies into the state folder, and a candidate as large as the base beside it, in GiB."""
+    folders, base = set(model_folders(settings, root).values()), root / settings.models.base
+    sizes = {folder: sum(_size(file) for file in folder.glob("*")) for folder in folders if given.is_folder(folder)}
+    return float(sum(sizes.values()) + sizes.get(base, 0)) / 2**30
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if given.is_file(file) else 0
 
 
 def _sandbox(settings: Settings, state: Path, bounds: Bounds) -> Iterator[Finding]:

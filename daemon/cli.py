@@ -278,9 +278,9 @@ def export(
     ] = None,
     config: Config = None,
 ) -> None:
-    """A model folder with a card: lineage, evidence and licences. Or the ledger, signed, without the models."""
+    """A model folder with card, lineage and bill of materials. Or the ledger, signed, without the models."""
+    from daemon.exporting import export_model
     from daemon.ledger_file import write_ledger
-    from daemon.operate import export_model
 
     if ledger is not None and not words:
         say(write_ledger(config, ledger))

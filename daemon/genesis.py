@@ -14,9 +14,10 @@ from itertools import chain
 from pathlib import Path
 
 from daemon.settings import Settings
+from loops.architecture.settings import SearchKind
 from safety.admission import admit_input
 from safety.bounds import Bounds
-from safety.preflight import preflight
+from safety.preflight import Problem, preflight, scope_in_words
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import of_a_file, pinned, pool_file, read_jsonl, unplaced
 from state import given
@@ -70,6 +71,20 @@ def model_folders(settings: Settings, root: Path) -> dict[str, Path]:
         "models.start": root / models.start, "models.base": root / models.base,
         **{f"models.parents[{i}]": root / parent for i, parent in enumerate(models.parents)},
     }
+
+
+def in_roles(settings: Settings, root: Path) -> tuple[list[Path], list[Path]]:
+    """The models that have to be whole, start and base, and those that may be the language part of one: the parents."""
+    models = settings.models
+    return [root / models.start, root / models.base], [root / parent for parent in models.parents]
+
+
+def unsearchable(settings: Settings, whole: Sequence[Path], parents: Sequence[Path]) -> list[Problem]:
+    """Parents without a problem that the search in the configuration cannot use."""
+    if settings.architecture.search is not SearchKind.M2N2:
+        return []
+    text = "is a text model: a search by m2n2 crosses whole models, set architecture.search to cmaes"
+    return [Problem(parent, "search", text) for parent in parents if scope_in_words(whole[0], parent)]
 
 
 def begin(
@@ -143,7 +158,9 @@ def changed_files(tasks: Sequence[TaskSpec], begun: Sequence[TaskSpec]) -> Itera
 
 def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
     """Raise UserError for models, data and tasks that cannot be used, as far as that shows without a worker."""
-    problems = preflight(list(model_folders(settings, root).values()), bounds)
+    whole, parents = in_roles(settings, root)
+    problems = preflight(whole, bounds, parents)
+    problems += unsearchable(settings, whole, parents) if not problems else []
     if problems:
         more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
         raise UserError(f"{problems[0]}{more}")

@@ -1,4 +1,4 @@
-"""What an operator does: pause, resume, drain, roll back, loosen bounds, export a model.
+"""What an operator does: pause, resume, drain, roll back, loosen bounds.
 
 A command goes to the running daemon by its socket; where none is running, what can be done without it is done here,
 under the same lock. No torch, no network.
@@ -6,8 +6,6 @@ under the same lock. No torch, no network.
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +13,10 @@ from typing import TYPE_CHECKING
 
 from daemon.control import NotRunning, ask
 from daemon.places import Places
-from daemon.reports import ancestry, artefact_path, digest_named, out, places_of
-from daemon.words import model_name
+from daemon.reports import out, places_of
 from safety.bounds import load_bounds, loosened
-from safety.preflight import licence_of
 from state.errors import UserError
-from state.reading import Reading
-from state.records import Actor, Event, JsonObject, Row, Verdict
+from state.records import Actor, JsonObject, Row, Verdict
 
 if TYPE_CHECKING:                                   # SQLAlchemy is for those commands that need it
     from state.ledger import Ledger
@@ -144,50 +139,6 @@ def loosen_bounds(config: Path | None, reason: str) -> None:
             database.close()
     for line in looser or ["nothing became looser; recorded all the same"]:
         print_line(line)
-
-
-def export_model(config: Path | None, what: str, folder: Path) -> str:
-    """Copy a model out, with a card that says where it comes from, and its ledger rows."""
-    places = places_of(config)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder: give a new one")
-    with Reading(places.database) as reading:
-        digest = digest_named(reading, what)
-        source = artefact_path(places, digest)
-        if not (source / "config.json").is_file():
-            raise UserError(f"{what}: {digest[:12]} is not a model that is kept")
-        edges = ancestry(reading, digest)
-        releases = [row for row in reading.rows_with_result(digest) if row.event == Event.RELEASE]
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial, copy_function=shutil.copyfile)
-        partial.chmod(0o755)
-        licences = sorted({licence_of(artefact_path(places, model)) for model, _, parents in edges if not parents})
-        (partial / "README.md").write_text(_card(digest, edges, [row.to_json() for row in releases], licences))
-        (partial / "lineage.json").write_text(json.dumps(
-            [{"model": model, "made": label, "from": parents} for model, label, parents in edges], indent=2
-        ))
-        if folder.is_dir():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    return f"{digest[:12]} is in {folder}"
-
-
-def _card(digest: str, edges: list[tuple[str, str, list[str]]], releases: list[JsonObject], licences: list[str]) -> str:
-    """The model card: front matter with the licences, how the model came to be, and the evidence of its releases."""
-    lines = ["---", f"license: {' and '.join(licences) or 'unknown'}", "tags: [kaizend]", "---", "",
-             f"# Model {digest[:12]}", "", f"Digest `{digest}`.", "", "## How it came to be", ""]
-    lines += [f"- `{model_name(model)}` {label}" + (f", from {', '.join(f'`{model_name(p)}`' for p in parents)}"
-              if parents else "") for model, label, parents in edges]
-    lines += ["", "## Evidence", ""]
-    lines += [f"- row {row['id']}, {row['time']}: {row['verdict']}, {row['reason']}" for row in releases] or [
-        "It was never released as stable."
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def print_line(text: str) -> None:

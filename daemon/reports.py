@@ -17,6 +17,7 @@ from typing import Any
 
 from daemon.control import NotRunning, ask
 from daemon.places import Places, find_config, read_places, read_toml
+from daemon.provenance import ancestry
 from daemon.words import change_in_words, differences, model_name, row_in_words, story
 from safety.pending import begins_watch, given_up, under_watch, waiting
 from state.errors import StateError, UserError
@@ -325,40 +326,13 @@ def lineage_report(config: Path | None, name: str | None, dot: bool) -> None:
     """The ancestors of a model, each with the change that made it, back to the operator's own."""
     with Reading(places_of(config).database) as reading:
         digest = digest_named(reading, name or "stable")
-        edges = ancestry(reading, digest)
+        found = ancestry(reading, digest)
     if dot:
-        lines = [f'  "{model_name(parent)}" -> "{model_name(child)}" [label="{label}"];'
-                 for child, label, parents in edges for parent in parents]
+        lines = [f'  "{model_name(parent)}" -> "{model_name(descent.model)}" [label="{descent.made}"];'
+                 for descent in found for parent in descent.parents]
         sys.stdout.write("digraph lineage {\n  rankdir=BT;\n  node [shape=box];\n" + "\n".join(lines) + "\n}\n")
         return
-    for child, label, parents in edges:
-        sys.stdout.write(f"{model_name(child)}  {label}\n")
-        for parent in parents:
+    for descent in found:
+        sys.stdout.write(f"{model_name(descent.model)}  {descent.made}\n")
+        for parent in descent.parents:
             sys.stdout.write(f"    from {model_name(parent)}\n")
-
-
-def ancestry(reading: Reading, digest: str) -> list[tuple[str, str, list[str]]]:
-    """(model, how it was made, models it was made from), the model itself first, every model once."""
-    edges: list[tuple[str, str, list[str]]] = []
-    seen, queue = {digest}, [digest]
-    while queue:
-        model = queue.pop(0)
-        made = [row for row in reading.rows_with_result(model) if row.event == Event.CLOSED and row.result != row.base]
-        row = _maker(reading, made)
-        parents: list[str] = []
-        label = "as it was given"
-        if row is not None:
-            change = row.change
-            made_of = [*change["parents"], change.get("base")] if "parents" in change else [row.base]
-            parents = list(dict.fromkeys(filter(None, made_of)))
-            parents = [parent for parent in parents if parent != model]
-            label = f"row {row.id}: {change_in_words(change)}"
-        edges.append((model, label, parents))
-        queue += [parent for parent in parents if parent not in seen]
-        seen.update(parents)
-    return edges
-
-
-def _maker(reading: Reading, made: list[Row]) -> Row | None:
-    """The innermost cycle out of which a model came: the one that says most of how it was made."""
-    return max(made, key=lambda row: (row.parent is not None, -row.id), default=None)

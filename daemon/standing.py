@@ -15,7 +15,7 @@ from daemon.places import Places
 from safety.bounds import Bounds
 from safety.breaker import JOULES_PER_KWH, failures_in_a_row
 from safety.headers import HeaderError, facts_of
-from safety.preflight import licences_of
+from safety.licences import licences_of
 from safety.readings import of_change, of_model, of_release
 from state.reading import Reading
 from state.records import Cost, Event, JsonObject, Row

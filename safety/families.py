@@ -40,10 +40,19 @@ class ModelBounds:
         1_048_576, "width inside a model's feed-forward blocks", REFUSES_MODEL, low=1, high=10**9)
     architectures: tuple[str, ...] = limit(
         (
-            "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3",
-            "gemma3_text", "phi", "phi3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "stablelm",
-            "starcoder2", "olmo", "olmo2", "olmo3", "olmoe", "smollm3", "granite", "granitemoe", "cohere", "cohere2",
-            "glm", "glm4", "deepseek_v2", "deepseek_v3", "gpt_oss", "mamba", "mamba2", "falcon_h1",
+            "llama", "mistral", "mixtral", "ministral", "ministral3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+            "qwen3_next", "qwen3_5_text", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "phi",
+            "phi3", "phimoe", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "stablelm", "starcoder2",
+            "olmo", "olmo2", "olmo3", "olmoe", "olmo_hybrid", "smollm3", "granite", "granitemoe", "granitemoeshared",
+            "granitemoehybrid", "cohere", "cohere2", "glm", "glm4", "glm4_moe", "deepseek_v2", "deepseek_v3", "gpt_oss",
+            "seed_oss", "apertus", "arcee", "exaone4", "ernie4_5", "ernie4_5_moe", "helium", "nanochat", "nemotron",
+            # recurrent, and hybrids of recurrence or convolution and attention
+            "mamba", "mamba2", "falcon_mamba", "falcon_h1", "recurrent_gemma", "bamba", "jamba", "zamba2", "nemotron_h",
+            "lfm2", "lfm2_moe",
+            # with a language part that sees
+            "llava", "llava_next", "llava_onevision", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
+            "qwen3_5", "gemma3", "gemma3n", "gemma4", "llama4", "mistral3", "idefics2", "idefics3", "smolvlm",
+            "internvl", "aya_vision", "cohere2_vision", "glm4v", "lfm2_vl", "aria",
         ),
         "kinds of model, as model_type in config.json names them", REFUSES_MODEL, Looser.MORE,
     )
@@ -233,7 +242,8 @@ class SupplyBounds:
 
     licences: tuple[str, ...] = limit(
         ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "cc-by-4.0", "unlicense"),
-        'licences a model may have; a model without one is "unknown"', REFUSES_INPUT, Looser.MORE,
+        'licences a model may have, as its card says: "unknown" where it says none, "other:its-name" for one of its '
+        'own', REFUSES_INPUT, Looser.MORE,
     )
     formats: tuple[str, ...] = limit(
         ("safetensors",), "formats weights are read from", REFUSES_INPUT, Looser.MORE, choices=("safetensors",))

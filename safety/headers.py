@@ -18,6 +18,8 @@ from state import given
 from state.records import JsonObject
 
 LONGEST_HEADER = 100 * 2**20          # what the safetensors library itself accepts
+MOST_HEADERS = 128 * 2**20            # bytes of all headers of a model together: some hundred for each tensor
+LONGEST_INDEX = 128 * 2**20
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
@@ -66,7 +68,10 @@ class TensorHeader:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, those its index names where it has one. Raises HeaderError."""
-    named = _weight_map(folder)
+    return _files_of(folder, _weight_map(folder))
+
+
+def _files_of(folder: Path, named: Mapping[str, str] | None) -> list[Path]:
     if named is None:
         return sorted(folder.glob("*.safetensors"))
     index = folder / INDEX
@@ -87,28 +92,42 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     index = folder / INDEX
     if not index.is_symlink() and not index.exists():
         return None
-    named = read_json(index).get("weight_map")
+    named = read_json(index, LONGEST_INDEX).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
         raise HeaderError(f"{index}: no weight_map of tensors and their files")
     return named
 
 
 def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Every tensor of a model folder by name. Raises HeaderError."""
+    """Every tensor of a model folder by name, read once through: time and memory go by the headers, not by the weights.
+
+    Raises HeaderError.
+    """
     headers: dict[str, TensorHeader] = {}
-    for file in weight_files(folder):
-        for name, header in file_headers(file).items():
+    named, left = _weight_map(folder), MOST_HEADERS
+    for file in _files_of(folder, named):
+        length, found = _file_headers(file, left)
+        left -= length
+        for name, header in found.items():
             if name in headers:
                 raise HeaderError(f"{file}: tensor {name} is in {headers[name].file.name} as well")
             headers[name] = header
-    absent = sorted((_weight_map(folder) or {}).keys() - headers.keys())
-    if absent:
-        raise HeaderError(f"{folder / INDEX}: names tensor {absent[0]!r}, which is in no file")
+    for name, place in sorted((named or {}).items()):
+        if name not in headers:
+            raise HeaderError(f"{folder / INDEX}: names tensor {name!r}, which is in no file")
+        if headers[name].file.name != place:
+            raise HeaderError(f"{folder / INDEX}: says that tensor {name!r} is in {place}, it is in "
+                              f"{headers[name].file.name}")
     return headers
 
 
 def file_headers(file: Path) -> dict[str, TensorHeader]:
     """Every tensor of one safetensors file by name. Raises HeaderError."""
+    return _file_headers(file, LONGEST_HEADER)[1]
+
+
+def _file_headers(file: Path, most: int) -> tuple[int, dict[str, TensorHeader]]:
+    """The bytes of a file's header and its tensors; HeaderError where it has more than `most` bytes."""
     if not given.is_file(file):
         raise HeaderError(f"{file}: cannot be read: not a regular file")
     try:
@@ -118,6 +137,8 @@ def file_headers(file: Path) -> dict[str, TensorHeader]:
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else size + 1
             if length > min(size - 8, LONGEST_HEADER):
                 raise HeaderError(f"{file}: truncated or not a safetensors file")
+            if length > most:
+                raise HeaderError(f"{file}: the headers of the model are larger than {MOST_HEADERS >> 20} MiB together")
             text = stream.read(length)
     except OSError as error:
         raise HeaderError(f"{file}: cannot be read: {error.strerror}") from error
@@ -130,7 +151,7 @@ def file_headers(file: Path) -> dict[str, TensorHeader]:
         end = place[1]
     if 8 + length + end != size:
         raise HeaderError(f"{file}: truncated: {size} bytes, its header needs {8 + length + end}")
-    return headers
+    return length, headers
 
 
 def _header(file: Path, text: bytes) -> JsonObject:
@@ -164,10 +185,10 @@ def _are_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(entry) is int and 0 <= entry < 2**63 for entry in value)
 
 
-def read_json(file: Path) -> JsonObject:
-    """A JSON object from a file. Raises HeaderError."""
+def read_json(file: Path, most: int = given.MOST_TEXT) -> JsonObject:
+    """A JSON object from a file of at most `most` bytes. Raises HeaderError."""
     try:
-        body: Any = given.parse_json(given.read_text(file))
+        body: Any = given.parse_json(given.read_text(file, most))
     except given.NotValid as error:
         raise HeaderError(f"{file}: not valid JSON: {error}") from error
     except given.Unreadable as error:
@@ -183,17 +204,17 @@ def layers_of(config: JsonObject, names: Mapping[str, Any]) -> int:
     return max([_said(config, LAYER_KEYS), *seen])
 
 
-def facts_of(folder: Path) -> JsonObject:
+def facts_of(folder: Path, headers: Mapping[str, TensorHeader] | None = None) -> JsonObject:
     """What the limits of the model family look at: parameters, layers, dtypes, file_gib, vocabulary, hidden,
-    intermediate, model_type, loads_code. Raises HeaderError.
+    intermediate, model_type, loads_code. `headers` are the folder's where they were read already. Raises HeaderError.
     """
-    headers, config = tensor_headers(folder), read_json(folder / "config.json")
+    headers, config = tensor_headers(folder) if headers is None else headers, read_json(folder / "config.json")
     tables = [header.shape for name, header in headers.items() if EMBEDDING.search(name) and len(header.shape) == 2]
     return {
         "parameters": sum(header.count for header in headers.values()),
         "layers": layers_of(config, headers),
         "dtypes": sorted({header.dtype for header in headers.values()}),
-        "file_gib": sum(file.stat().st_size for file in weight_files(folder)) / 2**30,
+        "file_gib": sum(file.stat().st_size for file in {header.file for header in headers.values()}) / 2**30,
         "vocabulary": max([_said(config, VOCABULARY_KEYS), *(shape[0] for shape in tables)]),
         "hidden": max([_said(config, HIDDEN_KEYS), *(shape[1] for shape in tables)]),
         "intermediate": _said(config, INTERMEDIATE_KEYS),

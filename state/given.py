@@ -13,13 +13,14 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 MOST_TOML: Final = 128 * 2**10
 MOST_DOTS: Final = 500
 """In one line, outside a comment."""
 MOST_TEXT: Final = 512 * 2**20
 DEEPEST: Final = 64
+PIECE: Final = 2**20
 
 
 class Unreadable(Exception):
@@ -50,7 +51,7 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("not a regular file")
-            content = stream.read(most + 1) if status.st_size <= most else b""
+            content = _read(stream, most + 1) if status.st_size <= most else b""
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
     except ValueError as error:
@@ -58,6 +59,15 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
     if max(len(content), status.st_size) > most:
         raise Unreadable(f"larger than {most >> 10} KiB")
     return content
+
+
+def _read(stream: IO[bytes], most: int) -> bytes:
+    """Up to so many bytes, piece by piece: asked for at once, room for all of them would be made at once."""
+    pieces, left = [], most
+    while left and (piece := stream.read(min(left, PIECE))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:

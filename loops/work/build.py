@@ -22,9 +22,11 @@ from torch import Tensor
 from loops.architecture.genome import MODULES, genes_at, models_of, template_of
 from loops.work import merge, shards
 from loops.work.joining import Inputs
+from loops.work.part import shared
 from loops.work.weights import Tensors, opened, outline_of
+from safety.licences import CARD, Obligations, is_inherited, obligations_of
 from safety.operators import OPERATORS, Operator
-from safety.preflight import licences_of, mismatches
+from safety.preflight import mismatches, scope_in_words
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
 
@@ -53,7 +55,8 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
     change = spec.params["change"]
     folders = {digest: desk.inputs[f"model:{digest}"] for digest in models_of(change)}
     template = folders[template_of(change)]
-    _check_folders(template, list(folders.values()))
+    part = _part_in_words(template_of(change), folders)
+    desk.progress(0.0, part)
     blueprint = planned(change, {
         digest: opened(folder, template, desk.device) for digest, folder in folders.items()
     })
@@ -68,9 +71,11 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
         memory_bytes=(len(folders) + 2) * largest + shards.SLACK_BYTES, threads=desk.threads, progress=desk.progress,
     )
     for source in sorted(template.iterdir()):
-        if source.is_file() and source.name != "README.md" and not source.name.endswith(WEIGHT_FILES):
+        if source.is_file() and is_inherited(source.name) and not source.name.endswith(WEIGHT_FILES):
             shutil.copyfile(source, writing / source.name)
-    (writing / "README.md").write_text(card(change, list(folders.values())), encoding="utf-8")
+    owed = obligations_of(folders.values())
+    owed.write_notices(writing)
+    (writing / CARD).write_text(card(change, owed, part), encoding="utf-8")
     writing.rename(folder)
     return Produced({"parameters": sum(tensor.numel() for tensor in blueprint.outline.values())}, {"model": folder})
 
@@ -84,19 +89,26 @@ def planned(change: JsonObject, models: Mapping[str, Tensors]) -> Blueprint:
     """The model that `change` describes, each tensor in the template's dtype.
 
     `models` maps every digest of `models_of(change)` to its tensors. Parents are summed in the order of their digests,
-    so the order in which a change names them changes no bit. ValueError for tensors that do not match.
+    so the order in which a change names them changes no bit. Where a parent is a text model and the template more than
+    that, only the language part is made, as it would be of text models alone; the rest is the template's, bit for bit.
+    ValueError for tensors that do not match.
     """
     template, outlines = models[template_of(change)], {d: outline_of(tensors) for d, tensors in models.items()}
     known = outlines[template_of(change)]
     outline = {name: known[name] for name in sorted(known, key=_natural)}
-    for digest in models_of(change):
-        _check_alike(known, outlines[digest], digest)
-    names = list(outline)
-    rule = _merged(change, models, names) if change["kind"] == "merge" else _crossed(change, models, outline)
+    named = models_of(change)
+    both = shared(template_of(change), {d: models[d] for d in named}, {d: outlines[d] for d in named})
+    names = sorted(both.names.values(), key=_natural)
+    if change["kind"] == "merge":
+        rule = _merged(change, both.views, names)
+    else:
+        common = {common: known[name] for name, common in both.names.items()}
+        rule = _crossed(change, both.views, {name: common[name] for name in names})
 
     def make(name: str) -> Tensor:
         dtype = outline[name].dtype
-        return rule(name).to(dtype) if dtype.is_floating_point else template[name]
+        made = name in both.names and dtype.is_floating_point
+        return rule(both.names[name]).to(dtype) if made else template[name]
 
     return Blueprint(outline, make)
 
@@ -114,13 +126,14 @@ def place(change: JsonObject, models: Mapping[str, Tensors], shell: Mapping[str,
             shell[name].copy_(tensor)
 
 
-def card(change: JsonObject, folders: Sequence[Path]) -> str:
-    """The model card: the union of the parents' licences in front matter, and the genome in words."""
-    held = sorted({licence for folder in folders for licence in licences_of(folder)})
-    front = f"license: {held[0]}" if len(held) == 1 else "license:\n" + "\n".join(f"- {name}" for name in held)
+def card(change: JsonObject, owed: Obligations, part: str = "") -> str:
+    """The model card: the licences of everything that went in, in front matter and with what they ask, how the model
+    was made, and what of it was kept where not all was.
+    """
     made = change.get("operator", change["kind"])
     parents = "\n".join(f"- {digest}" for digest in change["parents"])
-    return f"---\n{front}\n---\n\n# Made by kaizend\n\n{made} of\n\n{parents}\n"
+    about = f"{made} of\n\n{parents}\n" + (f"\n{part}\n" if part else "")
+    return f"{owed.front_matter()}\n# Made by kaizend\n\n{about}\n{owed.in_words()}"
 
 
 def cell_of(name: str, groups: int, layers: int) -> tuple[int, int]:
@@ -204,24 +217,15 @@ def _is_attention(name: str) -> bool:
     return MODULES[cell_of(name, 1, 1)[1]] == "attention"
 
 
-def _check_folders(template: Path, folders: Sequence[Path]) -> None:
-    """Look at headers, configs and tokenizers before any weight is read. ValueError where models do not go together."""
-    problems = [problem for folder in folders if folder != template for problem in mismatches(template, folder)]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ValueError(f"{problems[0]}{more}")
-
-
-def _check_alike(template: Tensors, other: Tensors, digest: str) -> None:
-    if template is other:
-        return
-    if template.keys() != other.keys():
-        odd = sorted(template.keys() ^ other.keys())
-        raise ValueError(f"model {digest[:12]} differs from the template in {len(odd)} tensor names, first {odd[0]}")
-    for name, tensor in template.items():
-        if tensor.shape != other[name].shape:
-            raise ValueError(f"tensor {name} of model {digest[:12]} is {list(other[name].shape)}, "
-                             f"the template's is {list(tensor.shape)}")
+def _part_in_words(template: str, folders: Mapping[str, Path]) -> str:
+    """What of the template is made and what is kept, "" where all of it is made; by headers and configurations alone.
+    ValueError for a folder that cannot be merged into the template's.
+    """
+    for digest, folder in folders.items():
+        for problem in mismatches(folders[template], folder):
+            raise ValueError(f"model {digest[:12]} cannot be merged: {problem.text}")
+    words = (scope_in_words(folders[template], folder) for folder in folders.values())
+    return next(filter(None, words), "")
 
 
 def _natural(name: str) -> list[Any]:

@@ -7,7 +7,7 @@ of the model it is paired with but the configuration and the tokenizer. No loss 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from loops.pipeline.recipe import Adapter, AdapterKind, Recipe
 from loops.work import checkpoint
 from loops.work.checkpoint import Checkpoint
+from safety.yardstick.scoring import auto_class
 from state.records import JsonObject
 
 WEIGHT_DECAY = 0.0
@@ -104,13 +105,16 @@ def load_learner(folder: Path, recipe: Recipe, seed: int, device: str) -> Learne
     """
     logging.disable_progress_bar()
     frozen = recipe.adapter.kind is not AdapterKind.NONE
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model: Any = auto_class(folder).from_pretrained(
         folder, dtype=torch.bfloat16 if frozen and device == "cuda" else torch.float32,
         use_safetensors=True, trust_remote_code=False, local_files_only=True,
     )
+    senses = _beside_language(model)
+    for parameter in senses.values():
+        parameter.requires_grad_(False)
     if frozen:
         torch.manual_seed(seed)
-        model = get_peft_model(model, adapter_config(recipe.adapter))
+        model = get_peft_model(model, adapter_config(recipe.adapter, senses))
     model.to(device)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.eos_token_id is None:
@@ -122,9 +126,22 @@ def load_learner(folder: Path, recipe: Recipe, seed: int, device: str) -> Learne
     return Learner(model, tokenizer, optimizer, folder, device, _stored_dtype(folder))
 
 
-def adapter_config(adapter: Adapter) -> LoraConfig:
-    """LoRA (2106.09685), DoRA (2402.09353) or rank-stabilised LoRA (2312.03732) on every linear layer but the head."""
+def _beside_language(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The parameters of a model that are no part of its language model: what it sees with, which is never trained."""
+    if model.config.get_text_config() is model.config:
+        return {}
+    own = {id(parameter) for part in (model.get_decoder(), model.get_output_embeddings()) for parameter in
+           part.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
+
+
+def adapter_config(adapter: Adapter, untouched: Iterable[str] = ()) -> LoraConfig:
+    """LoRA (2106.09685), DoRA (2402.09353) or rank-stabilised LoRA (2312.03732) on every linear layer but the head and
+    those whose parameters are named.
+    """
+    modules = sorted({name.rpartition(".")[0] for name in untouched})
     return LoraConfig(
+        exclude_modules=modules or None,
         r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM",
         use_dora=adapter.kind is AdapterKind.DORA, use_rslora=adapter.kind is AdapterKind.RSLORA,
     )

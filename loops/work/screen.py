@@ -22,7 +22,7 @@ from safety.serving import in_turn
 from safety.yardstick.compare import Comparison, Race, losses, paired, pieces
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
-from safety.yardstick.scoring import Scored, Scores, load_model, score_items
+from safety.yardstick.scoring import Scored, Scores, load_model, score_items, stored_names
 from safety.yardstick.tasks import Seal, draw, draw_some
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, canonical
@@ -86,7 +86,7 @@ class Bed:
             self.tensors(digest)
         template = template_of(change)
         shell = _kept(self.warm.shells, template, self._shell)
-        place(change, self.warm.tensors, shell.model.state_dict())
+        place(change, self.warm.tensors, stored_names(shell.model))
         return Placed(shell, template)
 
     def tensors(self, digest: str) -> Tensors:
@@ -131,13 +131,13 @@ class Bed:
     def _shell(self, digest: str) -> Scored:
         """A loaded model to build into. ValueError where the file's tensors are not the model's."""
         shell = load_model(self.desk.inputs[f"model:{digest}"], self.desk.device)
-        held, stored = shell.model.state_dict(), self.warm.tensors[digest]
+        held, stored = stored_names(shell.model), self.warm.tensors[digest]
         reached = {held[name].data_ptr() for name in stored if name in held}
-        lost = [name for name, tensor in held.items() if tensor.data_ptr() not in reached]
+        lost = [name for name, tensor in shell.model.state_dict().items() if tensor.data_ptr() not in reached]
         unknown = [name for name in stored if name not in held]
         if lost or unknown:
             name = (lost + unknown)[0]
-            raise ValueError(f"model {digest[:12]} cannot be screened in place: tensor {name} is renamed on loading")
+            raise ValueError(f"model {digest[:12]} cannot be screened in place: tensor {name} is another on loading")
         return shell
 
 

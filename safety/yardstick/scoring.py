@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+)
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.logging import disable_progress_bar
 
 from safety.yardstick.items import Item, TaskSpec
@@ -65,7 +73,7 @@ def load_model(path: Path, device: str) -> Scored:
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = auto_class(path).from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
             output_loading_info=True,
         )
@@ -77,6 +85,18 @@ def load_model(path: Path, device: str) -> Scored:
         raise ValueError(f"{path}: the tokenizer has no end token, so no answer could end")
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id(tokenizer))
     return Scored(model.to(device).eval().requires_grad_(False), tokenizer)
+
+
+def auto_class(path: Path) -> Any:
+    """The class of transformers that loads a folder: a language model, or one that sees and is asked in text alone."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+
+
+def stored_names(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a loaded model by the names that they have on disk: some models load under others."""
+    tensors: dict[str, torch.Tensor] = revert_weight_conversion(model, model.state_dict())
+    return tensors
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -217,7 +237,7 @@ def _answer_logits(model: Any, rows: _Batch) -> Iterator[tuple[slice, torch.Tens
     """Logits at the answer positions only, [some rows, width, vocabulary] at a time."""
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     step = max(1, _MOST_LOGITS // (rows.reads.shape[1] * vocabulary))
-    own = any(getattr(model.config, name, None) not in (None, 1.0) for name in _OWN_HEAD)
+    own = any(getattr(model.config.get_text_config(), name, None) not in (None, 1.0) for name in _OWN_HEAD)
     if own or model.base_model is model:
         logits = model(input_ids=rows.ids, use_cache=False).logits
         yield slice(0, len(rows.ids)), logits.gather(1, rows.reads[..., None].expand(-1, -1, logits.shape[-1]))

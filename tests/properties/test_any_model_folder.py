@@ -20,7 +20,8 @@ from tiny import tiny_model
 
 from safety.bounds import Bounds
 from safety.headers import tensor_headers, weight_files
-from safety.preflight import Problem, licence_of, preflight
+from safety.licences import obligations_of
+from safety.preflight import Problem, preflight
 
 LIMIT_SECONDS = 15.0
 WORDS = ["one", "two", "three"]
@@ -38,7 +39,7 @@ def looked_at(sound: Path, folder: Path) -> list[Problem]:
     before = snapshot(folder)
     with no_longer_than(LIMIT_SECONDS):
         problems = preflight([sound, folder], Bounds())
-        licence_of(folder)
+        obligations_of([folder])
     assert snapshot(folder) == before
     for problem in problems:
         assert_one_line(str(problem))

@@ -1,6 +1,7 @@
 """What carries a folder through its life: init and check, score, export, gc, backup and restore."""
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from miniature import environment
 from watching import asked, channels, complaint, kaizend, links_agree, listing, rows, serving, stop
 
@@ -75,6 +78,23 @@ def test_what_is_exported_loads_and_its_card_names_licences_and_evidence(finishe
     assert loaded.stdout == "1\n", loaded.stderr
     assert "is not an empty folder" in complaint(kaizend(finished, "export", "stable", str(folder)))
     assert kaizend(finished, "export", "working", str(tmp_path / "other")).returncode == 0
+
+
+def test_an_export_has_a_valid_bill_of_materials_and_comes_out_the_same_again(finished: Path, tmp_path: Path) -> None:
+    once, again = (tmp_path / name for name in ("once", "again"))
+    for folder in (once, again):
+        assert kaizend(finished, "export", str(folder)).returncode == 0
+    assert {file.name: file.read_bytes() for file in once.iterdir()} == {
+        file.name: file.read_bytes() for file in again.iterdir()
+    }
+    text = (once / "bom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    model = json.loads(text)["metadata"]["component"]
+    assert model["version"] == channels(finished)["stable"]
+    assert {part["name"]: part["hashes"][0]["content"] for part in model["components"]} == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in once.iterdir()
+        if file.name != "bom.cdx.json"
+    }
 
 
 def test_gc_gives_up_only_what_nothing_needs(life: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from tiny import tiny_model
 
 from safety.bounds import Bounds
 from safety.headers import HeaderError, facts_of, layers_of, tensor_headers
-from safety.preflight import licence_of, licences_of, preflight
+from safety.preflight import preflight
 
 WORDS = ["one", "two", "three"]
 README = "---\nlicense: apache-2.0\n---\n# tiny\n"
@@ -57,6 +59,11 @@ def index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
 
 
+def more_templates(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ x }}")
+
+
 def new_token(folder: Path) -> None:
     file = folder / "tokenizer.json"
     body = json.loads(file.read_text())
@@ -81,6 +88,14 @@ def new_token(folder: Path) -> None:
     (new_token, "tokenizer", ["2 tokens differ", "'seven'", "'three'"]),
     (lambda f: edit(f / "tokenizer_config.json", eos_token="two"), "tokenizer", ["special tokens"]),
     (lambda f: edit(f / "tokenizer_config.json", chat_template="{{ x }}"), "tokenizer", ["chat template"]),
+    (lambda f: (f / "chat_template.jinja").write_text("{{ x }}"), "tokenizer", ["chat template"]),
+    (lambda f: (f / "chat_template.json").write_text('{"chat_template": "{{ x }}"}'), "tokenizer", ["chat template"]),
+    (more_templates, "tokenizer", ["chat template"]),
+    (lambda f: (f / "special_tokens_map.json").write_text('{"bos_token": "two"}'), "tokenizer", ["special tokens"]),
+    (lambda f: edit(f / "tokenizer.json", normalizer={"type": "Lowercase"}), "tokenizer", ["normalizer"]),
+    (lambda f: edit(f / "tokenizer.json", pre_tokenizer={"type": "Whitespace"}), "tokenizer", ["pre_tokenizer"]),
+    (lambda f: edit(f / "config.json", num_attention_heads=4), "config", ["num_attention_heads is 4, not 2"]),
+    (lambda f: edit(f / "config.json", hidden_act="relu"), "config", ["hidden_act is 'relu'"]),
 ])
 def test_what_is_wrong_with_a_folder_is_named(
     pair: list[Path], spoil: Callable[[Path], object], check: str, words: list[str]
@@ -125,18 +140,88 @@ def test_facts_come_from_the_headers_alone(made: Path) -> None:
         facts_of(made / "none")
 
 
-@pytest.mark.parametrize(("text", "licence"), [
-    (README, "apache-2.0"), ("---\nlicence: 'MIT' # ok\n---\n", "mit"),
-    ("# no front matter\nlicense: mit\n", "unknown"),
-    ("---\nname: x\n---\n", "unknown"), ("", "unknown"),
-])
-def test_the_licence_is_read_from_the_front_matter(tmp_path: Path, text: str, licence: str) -> None:
-    (tmp_path / "README.md").write_text(text)
-    assert licence_of(tmp_path) == licence
+def test_the_same_template_in_another_place_is_the_same(pair: list[Path]) -> None:
+    edit(pair[0] / "tokenizer_config.json", chat_template=[{"name": "default", "template": "{{ x }}"}])
+    (pair[1] / "chat_template.jinja").write_text("{{ x }}")
+    assert preflight(pair, Bounds()) == []
 
 
-def test_a_joined_licence_is_allowed_only_when_every_part_is(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0 and mit\n---\n")
-    assert licences_of(tmp_path) == ["apache-2.0", "mit"]
-    (tmp_path / "README.md").write_text("---\nlicense: [mit, llama2]\n---\n")
-    assert licences_of(tmp_path) == ["mit", "llama2"]
+def test_embeddings_are_tied_where_the_config_says_so_or_there_is_no_head(pair: list[Path]) -> None:
+    file = pair[1] / "config.json"
+    body = json.loads(file.read_text())
+    del body["tie_word_embeddings"]
+    file.write_text(json.dumps(body))
+    assert preflight(pair, Bounds()) == []                    # both have a head of their own, whoever says so
+
+
+def test_sentencepiece_models_are_compared_by_their_bytes(pair: list[Path]) -> None:
+    for folder in pair:
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer.model").write_bytes(b"pieces")
+    assert preflight(pair, Bounds()) == []
+    (pair[1] / "tokenizer.model").write_bytes(b"others")
+    assert "sentencepiece models differ" in found(pair)["tokenizer"]
+
+
+def sharded(folder: Path, shards: int, gib: int) -> int:
+    """Weights of `gib` GiB a shard that take no room, with an index. Returns the bytes of their headers."""
+    (folder / "model.safetensors").unlink()
+    weight_map, bytes_of_headers = {}, 0
+    for n in range(shards):
+        name = f"model-{n + 1:05}-of-{shards:05}.safetensors"
+        entries, rows = {}, gib * 2**30 // 2 // 64 // 2**14
+        for i in range(64):
+            start = i * rows * 2**14 * 2
+            entries[f"model.layers.{n}.part.{i}.weight"] = {
+                "dtype": "BF16", "shape": [rows, 2**14], "data_offsets": [start, start + rows * 2**14 * 2],
+            }
+        text = json.dumps(entries).encode()
+        with (folder / name).open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + gib * 2**30)
+        weight_map |= dict.fromkeys(entries, name)
+        bytes_of_headers += 8 + len(text)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return bytes_of_headers
+
+
+def test_a_folder_of_hundreds_of_gibibytes_is_looked_at_by_its_headers_alone(pair: list[Path]) -> None:
+    headers = sum(sharded(folder, shards=24, gib=8) for folder in pair)
+    before = read_so_far()
+    tracemalloc.start()
+    problems = preflight(pair, Bounds())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {problem.check for problem in problems} == {"limits"}             # 192 GiB: larger than the bound
+    index = sum((folder / "model.safetensors.index.json").stat().st_size for folder in pair)
+    assert read_so_far() - before < 3 * (headers + index) + 2**20
+    assert peak < 32 * 2**20
+
+
+def read_so_far() -> int:
+    """Bytes that this process has read from files."""
+    return int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0])
+
+
+def test_a_shard_that_is_missing_or_holds_other_tensors_than_the_index_says_is_named(pair: list[Path]) -> None:
+    for folder in pair:
+        sharded(folder, shards=3, gib=1)
+    first, second = (pair[1] / f"model-0000{n}-of-00003.safetensors" for n in (1, 2))
+    second.rename(pair[1] / "away")
+    assert "names model-00002-of-00003.safetensors, which is missing" in found(pair)["weights"]
+    (pair[1] / "away").rename(second)
+    assert preflight(pair, Bounds()) == []
+    file = pair[1] / "model.safetensors.index.json"
+    body = json.loads(file.read_text())
+    body["weight_map"]["model.layers.1.part.3.weight"] = first.name
+    file.write_text(json.dumps(body))
+    assert "'model.layers.1.part.3.weight' is in model-00001-of-00003.safetensors, it is in model-00002" in (
+        found(pair)["weights"])
+
+
+def test_headers_are_read_only_up_to_a_limit_for_all_files_together(
+    pair: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bytes_of_headers = sharded(pair[1], shards=3, gib=1)
+    monkeypatch.setattr("safety.headers.MOST_HEADERS", bytes_of_headers - 100)
+    assert "the headers of the model are larger than" in found(pair)["weights"]

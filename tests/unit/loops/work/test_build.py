@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops.architecture.genome import Definition, Operator
 from loops.work.build import build, cell_of, composed, layer_count, read_tensors
-from safety.preflight import licences_of
+from safety.licences import licences_of
 from state.jobs import Desk, JobSpec
 
 CHANGE = Definition(Operator.TASK_ARITHMETIC, "base", ("one", "two")).change([0.7, 0.4])
@@ -76,21 +78,45 @@ def test_the_card_names_every_licence_of_what_went_in_once(desk_of: Make) -> Non
     assert licences_of(built(CHANGE, desk_of())) == ["apache-2.0", "mit"]
 
 
-def test_a_model_without_a_card_has_an_unknown_licence(tmp_path: Path) -> None:
-    assert licences_of(tmp_path) == ["unknown"]
-    (tmp_path / "README.md").write_text("# no front matter\nlicense: mit\n")
-    assert licences_of(tmp_path) == ["unknown"]
-    (tmp_path / "README.md").write_text("---\nlicense: [mit, 'bsd-3-clause']\ntags:\n- x\n---\n")
-    assert licences_of(tmp_path) == ["mit", "bsd-3-clause"]
+def test_the_notices_of_every_parent_are_carried_along_and_the_files_of_the_base_alone(
+    desk_of: Make, zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    more = {name: Path(shutil.copytree(zoo[name], tmp_path / name)) for name in zoo}
+    (more["base"] / "LICENSE").write_text("the base's")
+    (more["base"] / "lineage.json").write_text("of the base")
+    (more["one"] / "LICENSE").write_text("the first parent's")
+    (more["two"] / "NOTICE").write_text("of the second parent")
+    (more["two"] / "notes.txt").write_text("of the second parent")
+    folder = built(CHANGE, desk_of(**more))
+    notices = {file.read_text() for file in folder.iterdir() if file.name.startswith(("LICENSE", "NOTICE"))}
+    assert notices == {"the base's", "the first parent's", "of the second parent"}
+    assert not (folder / "lineage.json").exists() and not (folder / "notes.txt").exists()
+
+
+def test_without_room_for_it_nothing_is_built_and_nobody_is_blamed(
+    desk_of: Make, zoo: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (zoo["base"] / "model.safetensors").stat().st_size
+    desk = desk_of()
+    for free in (size, size - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        if free == size:
+            assert built(CHANGE, desk).is_dir()
+            shutil.rmtree(desk.folder)
+        else:
+            with pytest.raises(OSError, match="GiB are needed") as raised:
+                built(CHANGE, desk)
+            assert raised.value.errno == errno.ENOSPC                    # a worker tells the disk's failures by it
+            assert not any(desk.folder.iterdir())
 
 
 def test_tensors_of_another_shape_are_named(zoo: dict[str, Path]) -> None:
     models = {name: read_tensors(path) for name, path in zoo.items()}
     models["one"]["lm_head.weight"] = torch.zeros(3, 3)
-    with pytest.raises(ValueError, match=r"lm_head\.weight of model one is \[3, 3\]"):
+    with pytest.raises(ValueError, match=r"model one does not fit the template: tensor 'lm_head\.weight' is 3x3"):
         dict(composed(CHANGE, models))
     del models["one"]["lm_head.weight"]
-    with pytest.raises(ValueError, match=r"1 tensor names, first lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"model one does not fit .* it has nothing for the tensor 'lm_head\.weight'"):
         dict(composed(CHANGE, models))
 
 

@@ -1,0 +1,118 @@
+"""Where a model comes from: the models and data it was made of, back to the operator's own, and what was shown of it.
+
+Read from the ledger alone, so it is known of models whose files are gone too. Reading only; standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from daemon.words import change_in_words
+from state.reading import Reading
+from state.records import Event, JsonObject, Row, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """One model of a lineage: the row of the cycle that made it (None for the operator's own), the models it was made
+    from and the training data it has met, by their names in kaizend.toml.
+    """
+
+    model: str
+    row: Row | None
+    parents: tuple[str, ...]
+    data: tuple[str, ...]
+
+    @property
+    def made(self) -> str:
+        """How, in words."""
+        return f"row {self.row.id}: {change_in_words(self.row.change)}" if self.row else "as it was given"
+
+    @property
+    def recipe(self) -> JsonObject:
+        """The change that made it, all that building or training needs; without the search's own mark."""
+        change = self.row.change if self.row and isinstance(self.row.change, dict) else {}
+        return {key: value for key, value in change.items() if key != "search"}
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """All of it for one model: its lineage (itself first), the releases that were asked for it, oldest first, and the
+    data of the life as {name: digest}.
+    """
+
+    lineage: Sequence[Descent]
+    releases: Sequence[Row]
+    data: dict[str, str]
+    origin: Row
+
+    @property
+    def model(self) -> str:
+        return self.lineage[0].model
+
+    @property
+    def release(self) -> Row | None:
+        """The newest row with which it became stable."""
+        return next((row for row in reversed(self.releases) if row.verdict == Verdict.PROMOTED), None)
+
+    @property
+    def row(self) -> Row:
+        """The row that dates it: its release, else the cycle that made it, else the first start."""
+        return self.release or self.lineage[0].row or self.origin
+
+    @property
+    def met(self) -> dict[str, str]:
+        """The data that it or an ancestor was trained on, {name: digest}."""
+        names = {name for descent in self.lineage for name in descent.data}
+        return {name: digest for name, digest in sorted(self.data.items()) if name in names}
+
+
+def provenance(reading: Reading, digest: str) -> Provenance:
+    """What the ledger knows of a model."""
+    origin = reading.rows(limit=1, events=[str(Event.GENESIS)])[0]
+    releases = [row for row in reading.rows_with_result(digest) if row.event == Event.RELEASE]
+    return Provenance(ancestry(reading, digest), releases, _data(origin), origin)
+
+
+def ancestry(reading: Reading, digest: str) -> list[Descent]:
+    """The model itself first, then what it was made from, nearest first, every model once."""
+    found: list[Descent] = []
+    seen, queue = {digest}, [digest]
+    known = [name for row in reading.rows(limit=1, events=[str(Event.GENESIS)]) for name in _data(row)]
+    while queue:
+        model = queue.pop(0)
+        made = [row for row in reading.rows_with_result(model) if row.event == Event.CLOSED and row.result != row.base]
+        row = _maker(made)
+        parents = tuple(parent for parent in dict.fromkeys(_made_from(row)) if parent != model)
+        found.append(Descent(model, row, parents, tuple(_met(row, known))))
+        queue += [parent for parent in parents if parent not in seen]
+        seen.update(parents)
+    return found
+
+
+def _made_from(row: Row | None) -> Iterator[str]:
+    if row is None:
+        return
+    change = row.change if isinstance(row.change, dict) else {}
+    digests = [*change["parents"], change.get("base")] if "parents" in change else [row.base]
+    yield from (digest for digest in digests if digest)
+
+
+def _met(row: Row | None, known: Sequence[str]) -> list[str]:
+    """The data sources of a training: those that its mixture gives a share, or all where it names none of them."""
+    recipe = row.change.get("recipe") if row and isinstance(row.change, dict) else None
+    if not isinstance(recipe, dict):
+        return []
+    mixture = recipe.get("mixture") or {}
+    return [name for name in known if mixture.get(name)] or list(known)
+
+
+def _data(origin: Row) -> dict[str, str]:
+    data = origin.change.get("data", {}) if isinstance(origin.change, dict) else {}
+    return data if isinstance(data, dict) else {}
+
+
+def _maker(made: Sequence[Row]) -> Row | None:
+    """The innermost cycle out of which a model came: the one that says most of how it was made."""
+    return max(made, key=lambda row: (row.parent is not None, -row.id), default=None)
