@@ -24,8 +24,8 @@ SAMPLE = 1 << 18        # entries that tell about where a number of some rank li
 def at_rank(pieces: Callable[[], Iterator[Tensor]], entries: int, rank: int) -> float:
     """The number that has `rank` smaller ones before it among all `entries` of some pieces, none of them negative.
 
-    Exact, without a copy of all: a sample (of its own memory: views would keep the pieces) brackets it, then only what lies in the bracket is gathered, or everything
-    where the bracket was wrong.
+    Exact, without a copy of all: a sample brackets it (copied, because views would keep the pieces alive), then only
+    what lies in the bracket is gathered, or everything where the bracket was wrong.
     """
     stride = max(1, entries // SAMPLE)
     sample = np.concatenate([_array(piece.flatten()[:: _across(stride, piece)].clone()) for piece in pieces()])
