@@ -11,14 +11,20 @@ from cmaes import CMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loops.architecture.catcma import CatCma
 from loops.architecture.genome import Definition, Operator
+from loops.architecture.paths import PathDefinition
 from loops.architecture.population import M2n2
 from loops.architecture.search import Cloud, CmaEs, RandomSearch, Search, Told, _frozen, _thawed
 from loops.architecture.stages import CoarseToFine
 from state.records import JsonObject, canonical, seed_from
 
 COARSE = Definition(Operator.TASK_ARITHMETIC, "b", ("x", "y"))
+ROW = PathDefinition(("x", "y"), (3, 2), repeats=2, deepest=8)
 WIDE = Definition(Operator.TASK_ARITHMETIC, "b", ("x", "y"), groups=26, shared=False)
+
+
+KINDS = ["cma", "random", "coarse to fine", "m2n2", "catcma", "paths at random"]
 
 
 def cloud(definition: Definition) -> Cloud:
@@ -33,6 +39,8 @@ def searches(seed: int) -> dict[str, Search]:
         "random": RandomSearch(COARSE, cloud(COARSE), seed),
         "coarse to fine": CoarseToFine(CmaEs, both, (0.5, 0.5), 1 / 6, 2, 1 / 12, 9, seed),
         "m2n2": M2n2(("x", "y", "z"), 4, seed),
+        "catcma": CatCma(ROW, 3.0, 0.1, seed),
+        "paths at random": CatCma(ROW, 3.0, 0.1, seed, learns=False),
     }
 
 
@@ -46,8 +54,8 @@ def told(change: JsonObject, noise: int) -> Told:
     return Told(fitness, fitness - 0.5, scores, f"m{draw % 1000}" if draw % 3 else None, draw % 13 == 0)
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 2**32), st.sampled_from(["cma", "random", "coarse to fine", "m2n2"]))
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 2**32), st.sampled_from(KINDS))
 def test_the_path_is_the_same_whether_or_not_the_state_is_kept_as_text(seed: int, noise: int, kind: str) -> None:
     search = searches(seed)[kind]
     alone, kept = search.start(), search.start()
@@ -91,7 +99,7 @@ def test_a_thawed_optimiser_freezes_to_the_same_text_and_goes_on_as_the_one_that
         assert np.allclose(first.mean, second.mean, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["cma", "random", "coarse to fine", "m2n2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_telling_a_change_twice_or_a_stale_one_alters_nothing(kind: str) -> None:
     search = searches(5)[kind]
     state = search.start()
@@ -123,7 +131,7 @@ def test_states_stay_small_enough_for_a_row() -> None:
 @settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 2**32), st.integers(2, 9), st.lists(st.integers(0, 8), min_size=60, max_size=60),
-    st.sampled_from(["cma", "random", "coarse to fine", "m2n2"]),
+    st.sampled_from(KINDS),
 )
 def test_with_several_in_flight_no_change_is_asked_twice_and_every_answer_counts(
     seed: int, workers: int, order: list[int], kind: str
@@ -148,10 +156,12 @@ def test_with_several_in_flight_no_change_is_asked_twice_and_every_answer_counts
     assert len(order) - told_of <= late
 
 
-@settings(max_examples=6, deadline=None)
-@given(st.integers(0, 2**32), st.permutations(range(6)))
-def test_the_order_in_which_a_generation_comes_in_does_not_matter(seed: int, order: list[int]) -> None:
-    search = searches(seed)["cma"]
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32), st.permutations(range(12)), st.sampled_from([("cma", 6), ("catcma", 12)]))
+def test_the_order_in_which_a_generation_comes_in_does_not_matter(
+    seed: int, places: list[int], of: tuple[str, int]
+) -> None:
+    search, order = searches(seed)[of[0]], [place for place in places if place < of[1]]
     state, changes = search.start(), list[JsonObject]()
     for _ in order:
         changes.append(search.ask(state, changes))
