@@ -2,7 +2,7 @@
 
 Invariant: screening and building go through `composed`, so the model that is written is the model that was scored,
 bit for bit. Tensors are read and written as safetensors; config and tokenizer come from the template, the change's
-base or else its first parent.
+base or else its first parent. Paths through layers are built in `loops.work.paths`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from loops.architecture.genome import MODULES, Operator, models_of, template_of
-from loops.work import merge
+from loops.architecture.paths import PATH
+from loops.work import merge, paths
 from safety.preflight import licences_of
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
@@ -41,6 +42,9 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
     for source in sorted(desk.inputs[f"model:{template_of(change)}"].iterdir()):
         if source.is_file() and source.name != "README.md" and not source.name.endswith(WEIGHT_FILES):
             shutil.copyfile(source, folder / source.name)
+    if change["kind"] == PATH:
+        paths.write_config(change, {digest: desk.inputs[f"model:{digest}"] for digest in models_of(change)},
+                           folder / "config.json")
     save_torch_state_dict(made, folder, metadata={"format": "pt"})
     (folder / "README.md").write_text(card(change, [desk.inputs[f"model:{digest}"] for digest in models_of(change)]),
                                       encoding="utf-8")
@@ -65,6 +69,9 @@ def composed(change: JsonObject, models: Mapping[str, Tensors]) -> Iterator[tupl
     `models` maps every digest of `models_of(change)` to its tensors. Parents are summed in the order of their digests,
     so the order in which a change names them changes no bit. ValueError for tensors that do not match.
     """
+    if change["kind"] == PATH:
+        yield from paths.path_tensors(change, models)
+        return
     template = models[template_of(change)]
     names = sorted(template, key=_natural)
     for digest in models_of(change):

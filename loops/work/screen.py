@@ -1,8 +1,9 @@
 """Tries a genome cheaply (the job "screen"): built in place in a warm model, scored, raced against the incumbent.
 
 Parents and the shell that candidates are built into stay in the worker's cache between jobs, beside the yardstick's
-own book of models, tokens and scores; what the current job does not name is dropped. Nothing is written: a candidate
-that wins is built by the job "build". Invariant: the scores are those of the model that "build" writes.
+own book of models, tokens and scores; what the current job does not name is dropped. A path has a depth of its own and
+so no shell: it is put together anew out of the parents' tensors. Nothing is written: a candidate that wins is built by
+the job "build". Invariant: the scores are those of the model that "build" writes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import TypeVar
 import numpy as np
 
 from loops.architecture.genome import models_of, template_of
-from loops.work.build import Tensors, place, read_tensors
+from loops.architecture.paths import PATH
+from loops.work.build import Tensors, composed, place, read_tensors
+from loops.work.paths import path_config
 from safety.yardstick.compare import Comparison, Race, paired
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
-from safety.yardstick.scoring import Scored, Scores, load_model, score_items
+from safety.yardstick.scoring import Scored, Scores, assemble_model, load_model, score_items
 from safety.yardstick.tasks import draw, sealed_ids
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, canonical
@@ -80,6 +83,8 @@ class Bed:
         for digest in models_of(change):
             _kept(self.warm.tensors, digest, lambda d: read_tensors(self.desk.inputs[f"model:{d}"], self.desk.device))
         template = template_of(change)
+        if change["kind"] == PATH:
+            return Placed(self._path(change, template), template)
         shell = _kept(self.warm.shells, template, self._shell)
         place(change, self.warm.tensors, shell.model.state_dict())
         return Placed(shell, template)
@@ -105,6 +110,12 @@ class Bed:
             for old in list(self.warm.draws)[:-MOST_KEPT_DRAWS]:
                 del self.warm.draws[old]
         return self.warm.draws[key]
+
+    def _path(self, change: JsonObject, template: str) -> Scored:
+        """A model of its own depth, put together as loading the built one would; it shares the parents' tensors."""
+        folders = {digest: self.desk.inputs[f"model:{digest}"] for digest in models_of(change)}
+        config, tensors = path_config(change, folders), dict(composed(change, self.warm.tensors))
+        return assemble_model(config, tensors, folders[template], self.desk.device)
 
     def _shell(self, digest: str) -> Scored:
         """A loaded model to build into. ValueError where the file's tensors are not the model's."""
