@@ -20,11 +20,11 @@ WRITERS = re.compile(
     r"|mlp\.(?:down_proj|c_proj|fc2|fc_out|dense_4h_to_h)|feed_forward\.w2)\.(?:weight|bias)$"
 )
 PRE_NORM = frozenset({
-    "cohere", "cohere2", "gemma", "glm", "gpt2", "gpt_neox", "gptj", "granite", "lfm2", "llama", "mistral", "olmo", "phi",
-    "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2",
+    "cohere", "cohere2", "gemma", "glm", "gpt2", "gpt_neox", "gptj", "granite", "lfm2", "llama", "mistral", "olmo",
+    "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2",
 })
-"""Every read of the residual stream goes through an RMSNorm or LayerNorm, and every write is one of `WRITERS`, linear in
-its weight and bias. In others a branch reads the stream as it is (olmo2), or a norm follows the write (gemma2).
+"""Every read of the residual stream goes through an RMSNorm or LayerNorm, and every write is one of `WRITERS`, linear
+in its weight and bias. In others a branch reads the stream as it is (olmo2), or a norm follows the write (gemma2).
 """
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 BY_PLACE = {"scale_attn_by_inverse_layer_idx": "scales attention by a layer's place"}

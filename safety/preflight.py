@@ -25,6 +25,7 @@ from safety.headers import (
     tensor_headers,
     weight_files,
 )
+from safety.layers import difference, obstacle
 from state import given
 from state.errors import one_line
 from state.records import JsonObject
@@ -55,6 +56,26 @@ def preflight(paths: Sequence[Path], bounds: Bounds) -> list[Problem]:
     sound = [path for path in paths if path not in broken]
     for path in sound[1:]:
         problems.extend(_together(sound[0], path))
+    return problems
+
+
+def path_problems(paths: Sequence[Path]) -> list[Problem]:
+    """What stands in the way of paths through the layers of these models; of those that can be read at all."""
+    problems, configs = [], {}
+    for path in paths:
+        try:
+            configs[path] = read_json(path / "config.json")
+        except HeaderError:                                  # said where the model was looked at alone
+            continue
+        found = obstacle(configs[path])
+        if found:
+            problems.append(Problem(path, "path", found))
+    for path, config in configs.items():
+        first = next(iter(configs))
+        key = difference(configs[first], config)
+        if key:
+            text = f"against {first}: {key} is {config.get(key)!r}, not {configs[first].get(key)!r}"
+            problems.append(Problem(path, "path", f"no path can be laid through both: {text}"))
     return problems
 
 

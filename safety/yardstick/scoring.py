@@ -68,15 +68,16 @@ def load_model(path: Path, device: str) -> Scored:
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{path}: no safetensors weights, other formats are not loaded")
     try:
-        return _ready(AutoModelForCausalLM.from_pretrained(path, **_loading(device)), path, device)
+        loaded = AutoModelForCausalLM.from_pretrained(path, **_loading(device))
+        return _ready(loaded, load_tokenizer(path), device)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def assemble_model(
-    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], tokenizer: Path, device: str
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], tokenizer: Any, device: str
 ) -> Scored:
-    """The model that `load_model` would load from a folder with this config, these tensors and that folder's tokenizer.
+    """The model that `load_model` would load from a folder with this config, these tensors and this tokenizer.
 
     It goes through the same loading, from memory; where device and dtype are right already, tensors are shared with the
     caller. ValueError with one line where they are not those of the config.
@@ -92,6 +93,11 @@ def assemble_model(
         raise ValueError(f"a model put together in memory: {' '.join(str(error).split())}") from error
 
 
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model folder."""
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+
+
 def _loading(device: str) -> dict[str, Any]:
     """How every model is loaded."""
     disable_progress_bar()
@@ -101,10 +107,9 @@ def _loading(device: str) -> dict[str, Any]:
     }
 
 
-def _ready(loaded: tuple[Any, Mapping[str, Any]], path: Path, device: str) -> Scored:
-    """A loaded model ready to be scored, with the tokenizer at `path`. Raises ValueError."""
+def _ready(loaded: tuple[Any, Mapping[str, Any]], tokenizer: Any, device: str) -> Scored:
+    """A loaded model ready to be scored. Raises ValueError."""
     model, loading = loaded
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     if loading["missing_keys"]:
         raise ValueError(f"weights are missing, {min(loading['missing_keys'])} among them")
     if tokenizer.eos_token_id is None:

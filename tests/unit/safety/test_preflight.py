@@ -10,7 +10,7 @@ from tiny import tiny_model
 
 from safety.bounds import Bounds
 from safety.headers import HeaderError, facts_of, layers_of, tensor_headers
-from safety.preflight import licence_of, licences_of, preflight
+from safety.preflight import licence_of, licences_of, path_problems, preflight
 
 WORDS = ["one", "two", "three"]
 README = "---\nlicense: apache-2.0\n---\n# tiny\n"
@@ -140,3 +140,14 @@ def test_a_joined_licence_is_allowed_only_when_every_part_is(tmp_path: Path) -> 
     assert licences_of(tmp_path) == ["apache-2.0", "mit"]
     (tmp_path / "README.md").write_text("---\nlicense: [mit, llama2]\n---\n")
     assert licences_of(tmp_path) == ["mit", "llama2"]
+
+
+def test_models_that_no_path_can_be_laid_through_are_named_with_the_reason(pair: list[Path], tmp_path: Path) -> None:
+    assert path_problems(pair) == []
+    edit(pair[1] / "config.json", rms_norm_eps=1e-3)
+    (different,) = map(str, path_problems(pair))
+    assert f"no path can be laid through both: against {pair[0]}: rms_norm_eps is 0.001, not 1e-06" in different
+    edit(pair[1] / "config.json", model_type="olmo2", rms_norm_eps=1e-6)
+    kinds = [str(problem) for problem in path_problems(pair)]
+    assert "no path can be laid through layers of model_type 'olmo2': known are" in kinds[0]
+    assert path_problems([tmp_path / "none"]) == []
