@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.energy import energy_in_words
-from daemon.genesis import model_folders
+from daemon.genesis import model_folders, model_problems
 from daemon.places import find_config, read_places
 from daemon.reports import out
 from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
-from safety.preflight import licence_of, preflight
+from safety.preflight import licence_of
 from safety.sandbox import Limits, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
@@ -65,7 +65,7 @@ def _packages() -> Iterator[Finding]:
 
 def _models(settings: Settings, root: Path, bounds: Bounds) -> Iterator[Finding]:
     folders = model_folders(settings, root)
-    problems = preflight(list(dict.fromkeys(folders.values())), bounds)
+    problems = model_problems(settings, root, bounds)
     for problem in problems:
         yield f"model {problem.check}", False, str(problem)
     if not problems:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daemon.settings import Settings
+from loops.architecture.settings import Space
 from safety.admission import admit_input
 from safety.bounds import Bounds
-from safety.preflight import preflight
+from safety.preflight import Problem, path_problems, preflight
 from safety.yardstick.items import TaskSpec
 from safety.yardstick.tasks import pinned, read_jsonl
 from state import given
@@ -64,6 +65,13 @@ def model_folders(settings: Settings, root: Path) -> dict[str, Path]:
     }
 
 
+def model_problems(settings: Settings, root: Path, bounds: Bounds) -> list[Problem]:
+    """What is wrong with the models, by their headers, for the search that is asked for."""
+    folders = list(dict.fromkeys(model_folders(settings, root).values()))
+    problems = preflight(folders, bounds)
+    return problems if settings.architecture.space is Space.PARAMETER else [*problems, *path_problems(folders)]
+
+
 def begin(
     settings: Settings, root: Path, ledger: Ledger, registry: Registry, runner: Runner, bounds: Bounds, code: str
 ) -> Beginnings:
@@ -105,7 +113,7 @@ def begin(
 
 def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
     """Raise UserError for models, data and tasks that cannot be used, as far as that shows without a worker."""
-    problems = preflight(list(model_folders(settings, root).values()), bounds)
+    problems = model_problems(settings, root, bounds)
     if problems:
         more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
         raise UserError(f"{problems[0]}{more}")

@@ -23,8 +23,8 @@ Layer = tuple[int, int]
 class PathDefinition:
     """What may vary in a path through `models`, of `depths` layers each.
 
-    The first model is the template: it gives embeddings, final norm, head, tokenizer and config. Layers are taken or left
-    `block` at a time; a path has at most `deepest` of them.
+    The first model is the template: it gives embeddings, final norm, head, tokenizer and config. Layers are taken or
+    left `block` at a time; a path has at most `deepest` of them.
     """
 
     models: tuple[str, ...]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from loops.work.paths import path_config
 from safety.yardstick.compare import Comparison, Race, paired
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
-from safety.yardstick.scoring import Scored, Scores, assemble_model, load_model, score_items
+from safety.yardstick.scoring import Scored, Scores, assemble_model, load_model, load_tokenizer, score_items
 from safety.yardstick.tasks import draw, sealed_ids
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, canonical
@@ -52,6 +52,7 @@ class Warm:
 
     tensors: dict[str, Tensors] = field(default_factory=dict)
     shells: dict[str, Scored] = field(default_factory=dict)
+    tokenizers: dict[str, Any] = field(default_factory=dict)
     sealed: dict[str, frozenset[str]] = field(default_factory=dict)
     draws: dict[tuple[str, int, int, str], list[Item]] = field(default_factory=dict)
 
@@ -69,7 +70,7 @@ class Bed:
     def of(cls, spec: JobSpec, desk: Desk) -> Bed:
         warm: Warm = desk.cache.setdefault("screen", Warm())
         named = {name.removeprefix("model:") for name in spec.inputs}
-        for kept in (warm.tensors, warm.shells):
+        for kept in (warm.tensors, warm.shells, warm.tokenizers):
             for digest in kept.keys() - named:
                 kept.pop(digest)
         return cls(spec, desk, warm, ScoreBook(desk, int(spec.params["batch"])))
@@ -115,7 +116,8 @@ class Bed:
         """A model of its own depth, put together as loading the built one would; it shares the parents' tensors."""
         folders = {digest: self.desk.inputs[f"model:{digest}"] for digest in models_of(change)}
         config, tensors = path_config(change, folders), dict(composed(change, self.warm.tensors))
-        return assemble_model(config, tensors, folders[template], self.desk.device)
+        tokenizer = _kept(self.warm.tokenizers, template, lambda digest: load_tokenizer(folders[digest]))
+        return assemble_model(config, tensors, tokenizer, self.desk.device)
 
     def _shell(self, digest: str) -> Scored:
         """A loaded model to build into. ValueError where the file's tensors are not the model's."""

