@@ -9,21 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.energy import energy_in_words
-from daemon.genesis import model_folders, model_problems
-from daemon.places import find_config, read_places
-from daemon.reports import out
+from daemon.genesis import began, changed_files, has_pool, model_folders, model_problems, placed_tasks, same_task
+from daemon.places import Places, find_config, read_places
+from daemon.reports import artefact_path, out
 from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.preflight import licence_of
-from safety.sandbox import Limits, statements
+from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
-from safety.yardstick.tasks import read_jsonl
+from safety.yardstick.tasks import of_a_file, read_jsonl
 from state import given
 from state.code import PACKAGES
-from state.errors import one_line
+from state.errors import UserError, one_line
 from state.reading import Reading
 from state.records import Event, Verdict
 
@@ -38,7 +38,8 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
     tasks = settings.task_specs()
     found: list[Finding] = [
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
-        *_packages(), *_models(settings, root, bounds), *_data(settings, root), *_sources(tasks, root),
+        *_packages(), *_models(settings, root, bounds), *_data(settings, root),
+        *_sources(settings, places),
         *_tasks(tasks, bounds), *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places.state, bounds), *_sandbox(settings, places.state, bounds),
     ]
@@ -84,15 +85,29 @@ def _data(settings: Settings, root: Path) -> Iterator[Finding]:
             yield "data", True, f"{name}: {file} (overlap with sealed items is checked when they are drawn)"
 
 
-def _sources(tasks: tuple[TaskSpec, ...], root: Path) -> Iterator[Finding]:
-    """The files that tasks read their items from."""
-    for task in tasks:
-        if task.source["kind"] == "jsonl":
-            try:
-                items = read_jsonl(root / task.source["path"])
-                yield "task", True, f"{task.name}: {len(items)} items in {root / task.source['path']}"
-            except TaskError as error:
-                yield "task", False, f"{task.name}: {error}"
+def _sources(settings: Settings, places: Places) -> Iterator[Finding]:
+    """The files that tasks read their items from: at the first start, and never again."""
+    try:
+        life = began(places.database)
+        seal = artefact_path(places, life.seal) if life else Path()
+        begun = {task.name: task for task in life.tasks if has_pool(seal, task)} if life else {}
+        for task in filter(of_a_file, placed_tasks(settings, places.config.parent)):
+            yield _source(task, begun.get(task.name))
+    except UserError as error:
+        yield "task", False, str(error)
+
+
+def _source(task: TaskSpec, then: TaskSpec | None) -> Finding:
+    """What is to be said of one file, `then` being the task of that name in the life that has begun."""
+    file = Path(task.source["path"])
+    if inside := exposed(file):
+        return "task", False, f"{task.name}: {file} lies below {inside}, which workers read: put it elsewhere"
+    if then is not None and same_task(task, then):
+        return "task", True, next(changed_files([task], [then]), f"{task.name}: its items were taken from {file}")
+    try:
+        return "task", True, f"{task.name}: {len(read_jsonl(file))} items in {file}"
+    except TaskError as error:
+        return "task", False, f"{task.name}: {error}"
 
 
 def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:

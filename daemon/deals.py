@@ -6,12 +6,11 @@ version of the program dealt can be dealt again: another one may draw otherwise,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safety.yardstick.fresh import dealt_items, sealed_seed
-from safety.yardstick.items import TaskSpec
+from safety.yardstick.items import TaskSpec, read_items
 from safety.yardstick.tasks import sealed_ids
 from state.records import Event, JsonObject
 
@@ -60,6 +59,5 @@ def _deal(
     again = dealt_items(tasks, counts, found["seed"], sealed_ids(path_of(fixed["seal"])), sources)
     for name, items in again.items():
         file = path_of(found["dealt"]) / f"{name}.jsonl"
-        kept = [json.loads(line)["id"] for line in file.read_text(encoding="utf-8").splitlines()]
-        if kept != [item.id for item in items]:
+        if [item.id for item in read_items(file)] != [item.id for item in items]:
             yield f"row {row['id']}: the new items of {name} are not those that its seed deals"

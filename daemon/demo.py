@@ -132,7 +132,7 @@ def run_demo(folder: Path, cycles: int | None, seed: int) -> int:
         ("verify", "chain, signatures, bytes and every decision, recomputed"),
         ('rollback --reason "trying it"', "the model that was stable before"),
     ):
-        console.print(f"  {program()} {words} -c {shown(folder)}".ljust(58) + purpose, soft_wrap=True)
+        console.print(f"  {f'{program()} {words} -c {shown(folder)}'.ljust(56)}  {purpose}", soft_wrap=True)
     return 0
 
 

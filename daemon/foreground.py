@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from daemon.genesis import changed_files, placed_tasks
 from daemon.logs import Log, configure_logs
 from daemon.notify import Notifier
 from daemon.places import find_config, read_places
@@ -35,6 +36,8 @@ def run_in_foreground(config: Path | None, cycles: int | None) -> int:
             raise ConfigurationError(str(error)) from error
         raise
     with works:
+        for line in changed_files(placed_tasks(settings, places.config.parent), works.beginnings.tasks):
+            log.warning("file changed", reason=line)
         until = works.ledger.root_count() + cycles if cycles else None
         return Service(works, log, until, notifier).run()
 

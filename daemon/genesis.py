@@ -1,12 +1,16 @@
 """How a life begins: the operator's models and data enter the registry, the sealed splits are made, stable is set.
 
 All of it is one GENESIS row, written last: a start that was cut short is made again, and what was done answers at
-once. Later starts read the row. Invariant: the tasks, and with them vault and guards, are the same for a whole life.
+once. Later starts read the row, and no file of a task: its items are in the sealed splits and in the pool of the seal.
+Invariants: the tasks, and with them vault and guards, are the same for a whole life; where a task's file lies is said
+to the job "seal" alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from daemon.settings import Settings
@@ -14,19 +18,23 @@ from loops.architecture.settings import Space
 from safety.admission import admit_input
 from safety.bounds import Bounds
 from safety.preflight import Problem, path_problems, preflight
-from safety.yardstick.items import TaskSpec
-from safety.yardstick.tasks import pinned, read_jsonl
+from safety.yardstick.items import TaskError, TaskSpec
+from safety.yardstick.tasks import of_a_file, pinned, pool_file, read_jsonl, unplaced
 from state import given
 from state.errors import ConfigurationError, UserError
 from state.jobs import JobFailed, JobResult, JobSpec, Runner
 from state.ledger import Ledger
-from state.records import Actor, Channel, Entry, Event, JsonObject
+from state.reading import Reading
+from state.records import Actor, Channel, Entry, Event, JsonObject, Row
 from state.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
 class Beginnings:
-    """What the GENESIS row says: digests of models, data and sealed splits, and the tasks."""
+    """What the GENESIS row says: digests of models, data and sealed splits, and the tasks.
+
+    The row names the files that tasks were read from; what `begin` gives does not.
+    """
 
     start: str
     base: str
@@ -76,21 +84,12 @@ def begin(
     settings: Settings, root: Path, ledger: Ledger, registry: Registry, runner: Runner, bounds: Bounds, code: str
 ) -> Beginnings:
     """Read the GENESIS row, or make it. Raises UserError for models, data or tasks that cannot be used."""
-    tasks = resolved_tasks(settings, root)
     row = ledger.latest(Event.GENESIS)
     if row is not None:
-        beginnings = Beginnings.from_json(row.change)
-        named = row.evidence["named"]
-        for what, now, then in (
-            ("tasks", [unplaced(task) for task in tasks], [unplaced(task) for task in beginnings.tasks]),
-            *((section, names, named[section]) for section, names in named_in(settings).items()),
-        ):
-            if now != then:
-                raise ConfigurationError(
-                    f"the {what} of kaizend.toml are not those this state folder began with: put them back, or begin "
-                    "a new state folder with service.state"
-                )
-        return replace(beginnings, tasks=tasks)
+        begun = _taken_up(settings, root, row, registry, runner, code)
+        _refuse_impossible_paths(settings, [registry.path(digest) for digest in (begun.base, *begun.parents)])
+        return begun
+    tasks = resolved_tasks(settings, root)
     refuse_unusable(settings, root, bounds)
     models = _models(model_folders(settings, root), registry, runner, bounds, code)
     data = {name: registry.add_copy(root / path, "data") for name, path in settings.data.items()}
@@ -108,7 +107,48 @@ def begin(
         ),
         move={Channel.STABLE: beginnings.start, Channel.WORKING: beginnings.start},
     )
-    return beginnings
+    return replace(beginnings, tasks=tuple(map(unplaced, tasks)))
+
+
+def began(database: Path) -> Beginnings | None:
+    """What the GENESIS row in a database says, and the seal in use; None where no life has begun."""
+    if not database.is_file():
+        return None
+    with Reading(database) as reading:
+        rows = reading.rows(limit=1, events=[str(Event.GENESIS)])
+        if not rows:
+            return None
+        begun = Beginnings.from_json(rows[0].change)
+        seals = (artefact["digest"] for artefact in reading.artefacts() if artefact["kind"] == "seal")
+        found = _with_pools(begun, seals, lambda digest: (reading.artefact(digest) or {"files": {}})["files"])
+    return replace(begun, seal=found or begun.seal)
+
+
+def same_task(now: TaskSpec, then: TaskSpec) -> bool:
+    """Whether the task of kaizend.toml is the one of the beginning. Its file may have been changed, moved or taken away
+    since; only another file with something else in it makes another task.
+    """
+    if _without_file(now) != _without_file(then):
+        return False
+    try:
+        return now.source.get("path") == then.source.get("path") or _sha256(now) == then.source.get("sha256")
+    except TaskError:
+        return True
+
+
+def changed_files(tasks: Sequence[TaskSpec], begun: Sequence[TaskSpec]) -> Iterator[str]:
+    """A line for each task whose file is not any more what it was at the beginning: what is done about it."""
+    for now, then in zip(tasks, begun, strict=True):
+        try:
+            if not of_a_file(now) or _sha256(now) == then.source["sha256"]:
+                continue
+            what = f"{now.source['path']} has changed"
+        except TaskError as error:
+            what = str(error)
+        yield (
+            f"task {now.name}: {what}, which changes nothing here: its items stay those that this state folder began "
+            "with (new ones need a new state folder, service.state)"
+        )
 
 
 def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
@@ -121,8 +161,15 @@ def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
         if not given.is_file(root / path):
             raise UserError(f"data.{name}: {root / path} is not a file")
     for task in resolved_tasks(settings, root):
-        if task.source["kind"] == "jsonl":
+        if of_a_file(task):
             read_jsonl(Path(task.source["path"]))
+
+
+def _refuse_impossible_paths(settings: Settings, folders: list[Path]) -> None:
+    """A life may be told to search paths long after it began with models that none can be laid through."""
+    problems = path_problems(folders) if settings.architecture.space is not Space.PARAMETER else []
+    if problems:
+        raise ConfigurationError(f"architecture.space: {problems[0]}")
 
 
 def named_in(settings: Settings) -> JsonObject:
@@ -130,21 +177,83 @@ def named_in(settings: Settings) -> JsonObject:
     return {"models": settings.models.model_dump(mode="json"), "data": settings.data}
 
 
-def unplaced(task: TaskSpec) -> JsonObject:
-    """A task without the place of its file, which may move; what is in it is pinned by digest."""
-    body = task.to_json()
-    return {**body, "source": {key: value for key, value in body["source"].items() if key != "path"}}
+def placed_tasks(settings: Settings, root: Path) -> tuple[TaskSpec, ...]:
+    """The tasks with the paths of their files absolute. No file is read."""
+    return tuple(
+        replace(task, source={**task.source, "path": str(_resolved(root / task.source["path"]))})
+        if of_a_file(task) else task
+        for task in settings.task_specs()
+    )
 
 
 def resolved_tasks(settings: Settings, root: Path) -> tuple[TaskSpec, ...]:
-    """The tasks with the paths of their files absolute and their contents pinned by digest."""
-    resolved = []
-    for task in settings.tasks:
-        source = dict(task.get("source", {}))
-        if "path" in source:
-            source["path"] = str(_resolved(root / str(source["path"])))
-        resolved.append(pinned(TaskSpec.from_json({**task, "source": source})))
-    return tuple(resolved)
+    """The tasks with the paths of their files absolute and their contents pinned by digest. Raises TaskError."""
+    return tuple(pinned(task) for task in placed_tasks(settings, root))
+
+
+def has_pool(seal: Path, task: TaskSpec) -> bool:
+    """Whether a seal has what search draws of a task need."""
+    return not of_a_file(task) or pool_file(seal, task.name).is_file()
+
+
+def _taken_up(
+    settings: Settings, root: Path, row: Row, registry: Registry, runner: Runner, code: str
+) -> Beginnings:
+    """The beginnings of a life that goes on. Raises ConfigurationError where kaizend.toml is about another one."""
+    begun, named, tasks = Beginnings.from_json(row.change), row.evidence["named"], placed_tasks(settings, root)
+    same = {section: names == named[section] for section, names in named_in(settings).items()}
+    same["tasks"] = len(tasks) == len(begun.tasks) and all(map(same_task, tasks, begun.tasks))
+    for what in ("tasks", "models", "data"):
+        if not same[what]:
+            raise ConfigurationError(
+                f"the {what} of kaizend.toml are not those this state folder began with: put them back, or begin "
+                "a new state folder with service.state"
+            )
+    seals = (digest for digest in registry.digests() if registry.kind(digest) == "seal")
+    seal = _with_pools(begun, seals, registry.files)
+    if seal is None:
+        files = [_as_it_was(now, then) for now, then in zip(tasks, begun.tasks, strict=True) if of_a_file(then)]
+        seal = _run(runner, pools_spec(begun.seal, files, code)).outputs["seal"]
+    return replace(begun, seal=seal, tasks=tuple(map(unplaced, begun.tasks)))
+
+
+def _with_pools(begun: Beginnings, seals: Iterable[str], files_of: Callable[[str], Mapping[str, str]]) -> str | None:
+    """The seal of a life; where an earlier version began it, the one that was made of that with the pools, if any."""
+    pools = {pool_file(Path(), task.name).name for task in begun.tasks if of_a_file(task)}
+    if not pools:
+        return begun.seal
+    own = files_of(begun.seal)
+    held = ((digest, files_of(digest)) for digest in chain([begun.seal], seals))
+    return next((digest for digest, files in held if pools <= files.keys() and files.items() >= own.items()), None)
+
+
+def pools_spec(seal: str, tasks: Sequence[TaskSpec], code: str) -> JobSpec:
+    """The job that reads the files of some tasks and adds their pools to a seal."""
+    return JobSpec("seal", {"seal": seal}, {"tasks": [task.to_json() for task in tasks]}, 0, code)
+
+
+def _as_it_was(now: TaskSpec, then: TaskSpec) -> TaskSpec:
+    """The task with its file, from which an earlier version of the program left no pool. Raises ConfigurationError."""
+    try:
+        found = pinned(now)
+        what = f"{now.source['path']} has changed" if found.source["sha256"] != then.source["sha256"] else ""
+    except TaskError as error:
+        what = str(error)
+    if what:
+        raise ConfigurationError(
+            f"task {now.name}: {what}, but an earlier version of kaizend began this state folder and left no pool "
+            "of it for the search: put the file back as it was for one start"
+        )
+    return found
+
+
+def _without_file(task: TaskSpec) -> JsonObject:
+    body = task.to_json()
+    return {**body, "source": {key: value for key, value in body["source"].items() if key not in ("path", "sha256")}}
+
+
+def _sha256(task: TaskSpec) -> str:
+    return str(pinned(task).source["sha256"])
 
 
 def _resolved(path: Path) -> Path:

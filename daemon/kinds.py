@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
+
+from state.jobs import JobSpec
 
 TRIALS: Final = frozenset({"train", "segment"})
 """Kinds that get a process of their own: what they leave in memory ends with them."""
-MAY_READ_THE_VAULT: Final = frozenset({"gate", "watch", "report"})
+READS_SEALED_ITEMS: Final = frozenset({"gate", "watch", "report"})
 MAKES_SEALED_ITEMS: Final = frozenset({"seal", "deal"})
-OWN_PROCESS: Final = TRIALS | MAY_READ_THE_VAULT | MAKES_SEALED_ITEMS
-"""Kinds whose process does nothing else, before or after: trials, and whatever has the vault in its memory."""
+OWN_PROCESS: Final = TRIALS | READS_SEALED_ITEMS | MAKES_SEALED_ITEMS
+"""Kinds whose process does nothing else, before or after: trials, and whatever has sealed items in its memory."""
+SEALED_SPLITS: Final = frozenset({"vault", "guard"})
 SEALED_KINDS: Final = frozenset({"vault", "guard", "seal"})
 ARTEFACT_KINDS: Final = frozenset({"model", "checkpoint", "scores", "data", "vault", "guard", "seal"})
 
 
-def sources_of(params: Any) -> tuple[str, ...]:
-    """The files of the operator's that the parameters name as the source of a task's items."""
-    if isinstance(params, Mapping):
-        source = params.get("source")
-        own = (str(source["path"]),) if isinstance(source, Mapping) and "path" in source else ()
-        return tuple(sorted({*own, *(path for value in params.values() for path in sources_of(value))}))
-    if isinstance(params, list | tuple):
-        return tuple(sorted({path for value in params for path in sources_of(value)}))
-    return ()
+def sources_of(spec: JobSpec) -> tuple[str, ...]:
+    """The operator's files that a job may read: the sealing those that its tasks name, every other job none."""
+    if spec.kind != "seal":
+        return ()
+    sources = [task["source"] for task in spec.params.get("tasks", ())]
+    return tuple(sorted({str(source["path"]) for source in sources if "path" in source}))
 
 
 def artefact_kind(output: str) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from safety.limits import Refusal
+from safety.nameless import BLOCK, nameless
 from safety.sandbox import GIB, MOST_THREADS, Limits
 
 MEMORY_PAUSE_SECONDS: Final = 0.1
@@ -22,22 +23,26 @@ MOST_FILES: Final = 100_000
 MOST_LEVELS: Final = 32
 MEMORY_KEYS: Final = ("RssAnon", "RssShmem", "VmSwap")
 KIB_PER_GIB: Final = 2**20
-BLOCK: Final = 512
 
 
 class Meter:
     """Watches one job of one worker. `room` is where the worker can write; `min_free_gib` must remain on its disk.
+    `ask` tells of a worker what this process cannot see: the bytes of its files without a name.
 
     A job may not use up the last half of what must remain free: the service pauses between cycles, a job would not.
     """
 
-    def __init__(self, pid: int, room: Path, limits: Limits, min_free_gib: float = 0.0) -> None:
+    def __init__(
+        self, pid: int, room: Path, limits: Limits, min_free_gib: float = 0.0,
+        ask: Callable[[int], int | None] = lambda pid: None,
+    ) -> None:
         self.pid = pid
         self.room = room
         self.limits = limits
         self.min_free_gib = min_free_gib
+        self.ask = ask
         self._next_memory = self._next_disk = 0.0
-        self._used_before = disk_used(room, pid)[0]
+        self._used_before = disk_used(room)[0] + self._nameless()
 
     def breach(self, *, last: bool = False) -> Refusal | None:
         """The first bound that the job is found outside of, or None. Each is looked at every so often and at `last`."""
@@ -68,7 +73,8 @@ class Meter:
         return list(group_of(self.pid)) if self.limits.processes else [self.pid]
 
     def _disk(self) -> Refusal | None:
-        used, files, depth = disk_used(self.room, self.pid)
+        used, files, depth = disk_used(self.room)
+        used += self._nameless()
         if used > self.limits.scratch_gib * GIB:
             return Refusal("resources.scratch_gib", used / GIB, self.limits.scratch_gib)
         if files > MOST_FILES:
@@ -80,6 +86,11 @@ class Meter:
         if free < wanted and (used - self._used_before) / GIB > wanted - free:
             return Refusal("resources.min_disk_free_gib", free, self.min_free_gib)
         return None
+
+    def _nameless(self) -> int:
+        """Bytes of the job's files without a name. What nobody sees counts as none, and `kaizend check` says so."""
+        seen = nameless(self._pids())
+        return (self.ask(self.pid) if seen is None else seen) or 0
 
 
 def is_seen(pid: int) -> bool:
@@ -117,8 +128,8 @@ def group_of(leader: int) -> Iterator[int]:
                 yield int(entry)
 
 
-def disk_used(room: Path, pid: int) -> tuple[int, int, int]:
-    """Bytes on disk of what a worker wrote, in its room or in files without a name; number of files; levels of folders.
+def disk_used(room: Path) -> tuple[int, int, int]:
+    """Bytes on disk of what a worker wrote in its room; number of files; levels of folders.
 
     The count ends where it has shown enough.
     """
@@ -136,24 +147,4 @@ def disk_used(room: Path, pid: int) -> tuple[int, int, int]:
                         folders.append((level + 1, Path(entry.path)))
         except OSError:
             continue                                # it was removed while this looked
-    return used + nameless(pid), files, deepest
-
-
-def nameless(pid: int) -> int:
-    """Bytes of the files that a process holds open and that no folder names any more.
-
-    0 for a process of another user namespace, as those of a worker unit are: the kernel does not tell.
-    """
-    used = 0
-    try:
-        handles = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return 0
-    for handle in handles:
-        try:
-            found = os.stat(f"/proc/{pid}/fd/{handle}")
-        except OSError:
-            continue
-        if found.st_nlink == 0:
-            used += found.st_blocks * BLOCK
-    return used
+    return used, files, deepest

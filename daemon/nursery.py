@@ -8,7 +8,8 @@ one daemon that connects and ends with that connection (systemd starts it anew).
 
 It says {"ready": {"seconds": s, "threads": n}} or {"refused": reason} on its control socket, forks a worker for every
 socket it is sent there, together with the rules of the worker's sandbox, and says {"exited": [pid, status]} when one
-ends. Two invariants. It never computes: a
+ends. Asked {"nameless": pid} it says {"nameless": [pid, bytes]}: what the worker and its processes hold open without a
+name, which a daemon in another user namespace is not shown. Two invariants. It never computes: a
 process with an OpenMP pool or a CUDA context must not fork. And nobody outlives anybody: it dies with the daemon and
 the workers die with it, by the kernel's parent-death signal and, for itself, by the end of the control socket.
 """
@@ -36,8 +37,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from daemon.meter import group_of
 from daemon.wire import Wire
 from daemon.worker import JOBS, log, serve
+from safety.nameless import nameless
 from safety.sandbox import Rules, confine
 from state.code import code_version
 from state.errors import UserError
@@ -135,8 +138,11 @@ def tend(control: socket.socket, table: Mapping[str, str]) -> None:
             request, ends, _, _ = socket.recv_fds(control, LONGEST_MESSAGE, 1)
             if not request:
                 return
+            asked = json.loads(request)
+            if (pid := asked.get("nameless")) in children.values():
+                say(control, {"nameless": [pid, nameless(group_of(pid))]})
             for end in ends:
-                rules = Rules.from_json(json.loads(request))
+                rules = Rules.from_json(asked)
                 if (pid := fork_worker(end, control, children, table, rules)) is not None:
                     watch = os.pidfd_open(pid)
                     children[watch] = pid

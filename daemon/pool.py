@@ -14,8 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -26,10 +25,11 @@ from safety.sandbox import Limits, Rules
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 LONGEST_MESSAGE: Final = 1 << 16
+ANSWER_SECONDS: Final = 1.0
+SETTLE_SECONDS: Final = 0.5
 LOG_BYTES: Final = 1 << 20
 MOST_JOBS_IN_A_WORKER: Final = 500
 MOST_ENDINGS_KEPT: Final = 1000
-CONNECT_ATTEMPTS: Final = 60
 CONNECT_PAUSE_SECONDS: Final = 0.5
 FOR_THE_DAEMON_ONLY: Final = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID"}
 
@@ -61,23 +61,30 @@ def environment_of_workers(threads: int, temporary: Path) -> dict[str, str]:
 class Nursery:
     """One nursery process. Made, it is starting; `fork` may be called at once and is answered when it is ready."""
 
-    def __init__(self, folder: Path, threads: int, code: str, table: Path | None, unit: Path | None = None) -> None:
-        """With `unit`, the socket of a worker unit, that one is connected to and no process is started."""
+    def __init__(
+        self, folder: Path, threads: int, code: str, table: Path | None, unit: Path | None = None,
+        outage: str | None = None,
+    ) -> None:
+        """With `unit`, the socket of a worker unit, that one is connected to, as soon as it is there, and no process is
+        started. After an `outage` it has to serve before that is over."""
         self.pid: int | None = None
+        self.unit = unit
         self.refusal: str | None = None
+        self.outage = outage                                # why a unit does not serve, in words
         self.started: dict[str, float] | None = None        # seconds of importing, threads of the nursery
         self.ended = False
+        self.connected = unit is None
         self.workers: set[int] = set()                      # that have said hello and not ended yet
         self._endings: dict[int, int] = {}
+        self._nameless: dict[int, int | None] = {}          # what was asked and is answered
         self._changed = threading.Condition()
-        self._connected = threading.Event()
+        self._given_up = threading.Event()
         if unit is not None:
             self._ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._keeper = threading.Thread(target=self._join, args=(unit,), name="nursery keeper", daemon=True)
             self._keeper.start()
             return
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connected.set()
         command = [
             sys.executable, "-m", "daemon.nursery", "--control", str(theirs.fileno()), "--parent", str(os.getpid()),
             *(["--table", str(table.absolute())] if table else []), *(["--code", code] if code else []),
@@ -88,10 +95,10 @@ class Nursery:
         self._keeper.start()
 
     def fork(self, rules: Rules) -> Wire:
-        """A wire to a worker that is about to exist. Where it cannot be, the wire is closed from the other side."""
+        """A wire to a worker that is about to exist. Where it cannot be, the wire is closed from the other side. A unit
+        has to have started."""
         ours, theirs = socket.socketpair()
         with theirs, suppress(OSError):
-            self._connected.wait(CONNECT_ATTEMPTS * CONNECT_PAUSE_SECONDS)
             socket.send_fds(self._ours, [json.dumps(rules.to_json()).encode()], [theirs.fileno()])
         return Wire(ours)
 
@@ -102,14 +109,18 @@ class Nursery:
             return self.started is not None and not self.ended
 
     def wait_settled(self, timeout_seconds: float) -> bool:
-        """Whether it is known how its start went, well or not, after waiting at most so long."""
+        """Whether it is known how its start went, well or not, after waiting at most so long. A unit that is not there
+        is waited for: nothing can be begun without it."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.started is not None or self.ended, timeout_seconds)
+            self._changed.wait_for(lambda: self.started is not None or self.ended, timeout_seconds)
+            serves = self.started is not None and not self.ended
+            return serves or (self.ended and self.unit is None)
 
-    def settle(self, timeout_seconds: float = 1.0) -> None:
-        """Wait until it has ended, if it is going to: after a worker that never said hello."""
+    def settle(self, timeout_seconds: float = 1.0) -> bool:
+        """Whether it has ended, after waiting so long if it is going to: after a worker that died or never said hello.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self.ended, timeout_seconds)
+            return self._changed.wait_for(lambda: self.ended, timeout_seconds)
 
     def ending(self, pid: int, timeout_seconds: float = 2.0) -> int | None:
         """How a worker ended (minus the signal, as subprocess says it), or None when the nursery cannot tell."""
@@ -117,8 +128,22 @@ class Nursery:
             self._changed.wait_for(lambda: pid in self._endings or self.ended, timeout_seconds)
             return self._endings.get(pid)
 
+    def nameless(self, pid: int) -> int | None:
+        """Bytes of the files without a name of a worker and what it started, by the nursery's own look; None where it
+        is not shown them either, or does not answer."""
+        with suppress(OSError):
+            self._ours.send(json.dumps({"nameless": pid}).encode())
+        with self._changed:
+            self._changed.wait_for(lambda: pid in self._nameless or pid in self._endings or self.ended, ANSWER_SECONDS)
+            return self._nameless.pop(pid, None)
+
+    def went_away(self) -> bool:
+        """Whether it is a unit's and has ended: stopped or started anew by somebody, no fault of a worker's."""
+        return self.unit is not None and self.settle(SETTLE_SECONDS)
+
     def stop(self) -> None:
         """End the nursery and with it every worker. Returns when they are gone."""
+        self._given_up.set()
         with suppress(OSError):                             # it may have ended already
             self._ours.shutdown(socket.SHUT_RDWR)
         self._keeper.join()
@@ -157,21 +182,23 @@ class Nursery:
     def _join(self, unit: Path) -> None:
         """The keeper's whole life beside a worker unit: connect, as soon as it is there, and hear it out."""
         try:
-            for attempt in range(CONNECT_ATTEMPTS):
+            again = self.outage is not None
+            while not self._given_up.is_set():
                 try:
                     self._ours.connect(str(unit))
-                    self._connected.set()
+                    self.outage = f"the worker unit at {unit} is starting again" if again else None
+                    self.connected = True
                     break
-                except OSError:
-                    if attempt == CONNECT_ATTEMPTS - 1:
-                        raise
-                    time.sleep(CONNECT_PAUSE_SECONDS)
+                except OSError as error:
+                    self.outage = f"the worker unit at {unit} does not answer: {error.strerror or error}"
+                    self._given_up.wait(CONNECT_PAUSE_SECONDS)
             while message := self._next():
                 self._hear(json.loads(message))
         except OSError as error:
-            self.refusal = f"the worker unit at {unit} does not answer: {error.strerror or error}"
+            self.outage = f"the worker unit at {unit} does not answer: {error.strerror or error}"
         finally:
             with self._changed:
+                self.outage = self.outage or f"the worker unit at {unit} has gone away"
                 self.ended = True
                 self._changed.notify_all()
             self._ours.close()
@@ -188,11 +215,14 @@ class Nursery:
         with self._changed:
             match message:
                 case {"ready": dict(started)}:
-                    self.started = started
+                    self.started, self.outage = started, None
                 case {"refused": str(reason)}:
                     self.refusal = reason
+                case {"nameless": [int(pid), int() | None as held]}:
+                    self._nameless[pid] = held
                 case {"exited": [int(pid), int(status)]}:
                     self._endings[pid] = status
+                    self._nameless.pop(pid, None)
                     self.workers.discard(pid)
                     if len(self._endings) > MOST_ENDINGS_KEPT:
                         del self._endings[next(iter(self._endings))]
@@ -218,10 +248,6 @@ class Worker:
         self.jobs = 0
         nursery.workers.add(pid)
 
-    def suits(self, reads: Collection[str], limits: Limits) -> bool:
-        """Whether its sandbox is one in which a job that reads these files may run under these limits."""
-        return self.rules.limits == limits and set(reads) <= set(self.rules.read)
-
     def kill(self) -> None:
         """End it and what it started; returns when it is gone."""
         if self.nursery.ending(self.pid, 0) is None:
@@ -241,7 +267,9 @@ class Pool:
     def __init__(
         self, folder: Path, threads: int, code: str, table: Path | None, unit: Path | None = None
     ) -> None:
-        self._make: Callable[[], Nursery] = lambda: Nursery(folder, threads, code, table, unit)
+        self._make: Callable[[str | None], Nursery] = lambda outage: Nursery(
+            folder, threads, code, table, unit, outage
+        )
         self._log = folder / "worker.log"
         self._lock = threading.Lock()
         self._nursery: Nursery | None = None
@@ -257,15 +285,20 @@ class Pool:
                 for worker in self._idle:
                     worker.dismiss()
                 self._idle.clear()
-                self._nursery = self._make()
+                self._nursery = self._make(self._nursery.outage if self._nursery else None)
             return self._nursery
 
-    def idle_worker(self, reads: Collection[str], limits: Limits) -> Worker | None:
-        """The warm worker that was used last, whose cache is the fullest. One that does not suit is let go."""
+    def outage(self) -> str | None:
+        """Why the worker unit does not serve, in words; None where it does, or where there is no unit."""
+        with self._lock:
+            return self._nursery.outage if self._nursery else None
+
+    def idle_worker(self, limits: Limits) -> Worker | None:
+        """The warm worker that was used last, whose cache is the fullest. One under other limits is let go."""
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
-                if worker.nursery.ending(worker.pid, 0) is None and worker.suits(reads, limits):
+                if worker.nursery.ending(worker.pid, 0) is None and worker.rules.limits == limits:
                     return worker
                 worker.dismiss()
             return None

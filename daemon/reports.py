@@ -18,7 +18,7 @@ from typing import Any
 from daemon.control import NotRunning, ask
 from daemon.places import Places, find_config, read_places, read_toml
 from daemon.words import change_in_words, differences, model_name, row_in_words, story
-from safety.pending import under_watch, waiting
+from safety.pending import begins_watch, given_up, under_watch, waiting
 from state.errors import StateError, UserError
 from state.reading import Reading
 from state.records import Cycle, Event, JsonObject, LoopName, Row, Verdict
@@ -53,11 +53,12 @@ def status_report(config: Path | None, as_json: bool) -> int:
     in_flight: list[Cycle] = []
     held: Row | None = None
     watched: Row | None = None
+    unwatched: list[str] = []
     try:
         if places.database.is_file():                   # before the first start there is none
             with Reading(places.database) as reading:
                 counts, channels, in_flight = reading.counts(), reading.channels(), reading.open_cycles()
-                held, watched = _waiting(reading), _watched(reading)
+                held, watched, unwatched = _waiting(reading), _watched(reading), _unwatched(reading, channels)
     except StateError as error:                         # exit 2 would say that it is paused
         answer["state"] = f"degraded: {error}"
     cycles = _nested(in_flight)
@@ -74,7 +75,7 @@ def status_report(config: Path | None, as_json: bool) -> int:
         "releases": counts["releases"],
         "rows": counts["rows"],
         "budgets_left": answer.get("budgets_left", {}),
-        "warnings": _warnings(places),
+        "warnings": [*unwatched, *_warnings(places)],
     }
     if as_json:
         out(body)
@@ -95,6 +96,15 @@ def _watched(reading: Reading) -> Row | None:
     releases = reading.rows(limit=RECENT, verdict=str(Verdict.PROMOTED), events=[str(Event.RELEASE)])
     ends = [str(Event.WATCHED), str(Event.ROLLBACK)]
     return under_watch(releases, reading.rows(limit=MOST_ENDS, after=releases[0].id, events=ends)) if releases else None
+
+
+def _unwatched(reading: Reading, channels: JsonObject) -> list[str]:
+    """That stable was released and its watch given up, where it is so."""
+    release = reading.row(channels["stable"]["row"]) if "stable" in channels else None
+    if release is None or not begins_watch(release):
+        return []
+    end = given_up(release, reading.rows(limit=MOST_ENDS, after=release.id, events=[str(Event.WATCHED)]))
+    return [f"stable is not watched: {end.reason} (row {end.id})"] if end else []
 
 
 def _warnings(places: Places) -> list[str]:

@@ -3,7 +3,8 @@
 A finished job answers from the job book. Any other is started (recorded first), watched, and ended in one of five
 ways: done, its outputs adopted by the registry; failed, in its own words; out of time; its worker dead too often
 without anything saved in between; or parked, because the service is stopping. Its scratch folder stays only where it
-may be run again: after a park or a kill, so that it continues from what it saved.
+may be run again: after a park or a kill, so that it continues from what it saved. While a worker unit is away its jobs
+wait, and that it went away is no attempt of theirs.
 
 Every worker is confined (`safety.sandbox`) to a room of its own (`daemon.rooms`), and what it uses is watched
 (`daemon.meter`). Invariant: what a worker gave is taken only where no process can write to it any more. Never imports
@@ -25,7 +26,7 @@ from typing import Final, Self
 
 from daemon.energy import EnergyMeter
 from daemon.handover import end, plain, sensible, take_over
-from daemon.kinds import MAY_READ_THE_VAULT, OWN_PROCESS, artefact_kind, sources_of
+from daemon.kinds import OWN_PROCESS, READS_SEALED_ITEMS, SEALED_SPLITS, artefact_kind, sources_of
 from daemon.meter import Meter, is_seen
 from daemon.pool import Nursery, Pool, Worker
 from daemon.rooms import Room, reclaim
@@ -33,7 +34,7 @@ from daemon.scratch import discard, open_again, sweep, went_on
 from daemon.wire import Closed
 from safety.bounds import Bounds
 from safety.sandbox import Holds, Limits, Rules
-from state.errors import HostError, StateError, in_one_line
+from state.errors import HostError, StateError, UserError, in_one_line
 from state.failpoints import failpoint
 from state.jobbook import JobBook
 from state.jobs import JobFailed, JobResult, JobSpec, Parked
@@ -41,8 +42,11 @@ from state.records import Cost, JsonObject, Verdict
 from state.registry import Registry
 
 MOST_ATTEMPTS: Final = 3
+MOST_OUTAGES: Final = 10
+"""As often may the worker unit go away under one job: one that takes it along every time must come to an end."""
 TICK_SECONDS: Final = 0.1
 START_SECONDS: Final = 300.0
+UNIT_SECONDS: Final = 30.0
 
 
 def ignore_progress(kind: str, done: float, note: str) -> None:
@@ -99,6 +103,18 @@ class LocalRunner:
     def wait_settled(self, timeout_seconds: float) -> bool:
         """Whether it is known how the start of the nursery went, well or not, after waiting at most so long."""
         return self._pool.nursery().wait_settled(timeout_seconds)
+
+    def outage(self) -> str | None:
+        """Why no job runs, in words: the worker unit is away. None where it serves, and where there is none."""
+        return self._pool.outage()
+
+    def require_unit(self) -> None:
+        """Wait for the worker unit, if there is one, for a start that cannot wait for ever. Raises UserError."""
+        nursery = self._pool.nursery()
+        if nursery.unit is None or nursery.wait_started(UNIT_SECONDS):
+            return
+        if not nursery.connected or not nursery.wait_started(START_SECONDS):
+            raise UserError(self.outage() or "the worker unit is not ready")
 
     def close(self) -> None:
         """End the nursery and every worker. A runner that is closed runs nothing more."""
@@ -189,8 +205,8 @@ class LocalRunner:
         for name, digest in spec.inputs.items():
             if not self.registry.holds(digest):
                 raise JobFailed(f"{spec.kind}: the registry does not hold its input {name!r} ({digest[:12]})")
-            if self.registry.kind(digest) == "vault" and spec.kind not in MAY_READ_THE_VAULT:
-                raise JobFailed(f"{spec.kind}: its input {name!r} is the vault, which this kind of job may not read")
+            if (kept := self.registry.kind(digest)) in SEALED_SPLITS and spec.kind not in READS_SEALED_ITEMS:
+                raise JobFailed(f"{spec.kind}: its input {name!r} is the {kept}, which this kind of job may not read")
             paths[name] = self.registry.path(digest).absolute()
         return paths
 
@@ -233,12 +249,15 @@ class LocalRunner:
     ) -> tuple[JsonObject, float]:
         """What the job told when it was done, and how long workers had it, lost attempts included."""
         allowed_seconds = math.inf if timeout_seconds is None else timeout_seconds
-        seconds, ending, in_vain = 0.0, "", 0
-        while in_vain < MOST_ATTEMPTS:
-            worker = self._worker(spec)
+        seconds, ending, in_vain, outages = 0.0, "", 0, 0
+        while in_vain < MOST_ATTEMPTS and outages < MOST_OUTAGES:
+            nursery = self._nursery()
+            worker = self._worker(spec, nursery)
             in_vain += 1
             if worker is None:
                 ending = "no worker could be started (worker.log says why)"
+                if nursery.went_away():
+                    in_vain, outages = in_vain - 1, outages + 1
                 continue
             self._note_pid(spec, worker.pid)
             began = time.monotonic()
@@ -263,8 +282,10 @@ class LocalRunner:
                 seconds += time.monotonic() - began
                 ending = how_it_ended(worker.nursery.ending(worker.pid))
                 end(worker, scratch)
+                if worker.nursery.went_away():
+                    in_vain, outages = in_vain - 1, outages + 1
                 if went_on(scratch):                # it goes on from what it saved, so this attempt was not in vain
-                    in_vain = 0
+                    in_vain = outages = 0
                     self.jobbook.saved()
             except BaseException:
                 end(worker, scratch)
@@ -274,20 +295,28 @@ class LocalRunner:
             finally:
                 self._note_pid(spec, None)
         self.jobbook.lost(spec, self._cost(seconds))
-        raise JobFailed(f"{spec.kind}: {ending}, in {MOST_ATTEMPTS} attempts")
+        times = f"in {MOST_ATTEMPTS} attempts" if outages < MOST_OUTAGES else f"its unit with it, {MOST_OUTAGES} times"
+        raise JobFailed(f"{spec.kind}: {ending}, {times}")
 
-    def _worker(self, spec: JobSpec) -> Worker | None:
+    def _nursery(self) -> Nursery:
+        """The living nursery; a worker unit's as soon as it serves. Raises Parked."""
+        while True:
+            try:
+                nursery = self._pool.nursery()
+            except Closed:
+                raise Parked from None
+            if nursery.unit is None or nursery.wait_started(TICK_SECONDS):
+                return nursery
+            self._step()
+
+    def _worker(self, spec: JobSpec, nursery: Nursery) -> Worker | None:
         """A warm worker, or a new one where the kind wants it; None where it died before its first word."""
-        limits, reads = Limits.of(self.bounds()), sources_of(spec.params)
-        if spec.kind not in OWN_PROCESS and (warm := self._pool.idle_worker(reads, limits)) is not None:
+        limits = Limits.of(self.bounds())
+        if spec.kind not in OWN_PROCESS and (warm := self._pool.idle_worker(limits)) is not None:
             return warm
-        try:
-            nursery = self._pool.nursery()
-        except Closed:
-            raise Parked from None
         room = Room(self.folder, limits.user)
         rules = Rules(
-            (str(room.inside), *reads), room.writable, limits, str(room.temporary),
+            (str(room.inside), *sources_of(spec)), room.writable, limits, str(room.temporary),
             limit_data=not self.device.startswith("cuda"),
         )
         try:
@@ -335,7 +364,8 @@ class LocalRunner:
         """The worker's last word. Raises Closed when it died, JobFailed when its time is up or a bound is met, or
         Parked."""
         meter = Meter(
-            worker.pid, worker.room.folder, worker.rules.limits, self.bounds().resources.min_disk_free_gib
+            worker.pid, worker.room.folder, worker.rules.limits, self.bounds().resources.min_disk_free_gib,
+            worker.nursery.nameless,
         )
         worker.wire.send(order)
         give_up = math.inf

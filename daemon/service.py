@@ -23,11 +23,12 @@ from daemon.notify import Notifier
 from daemon.wiring import Works
 from loops.cycle import propose_cycle, run_cycle
 from safety.approval import settle
+from safety.noise import too_noisy, week_of
 from safety.recall import to_watch, watch
-from safety.release import due, nominate
+from safety.release import compare_with_itself, due, noise_now, nominate
 from safety.rollback import rollback
 from state.errors import UserError
-from state.jobs import Parked
+from state.jobs import JobFailed, Parked
 from state.records import Actor, Channel, Cycle, JsonObject
 
 TICK, TICK_SECONDS = "tick", 2.0
@@ -35,6 +36,8 @@ NOMINATION: Final = 0
 """Stands among the ids of cycles for the nomination in flight: there is one at most."""
 WATCH: Final = -1
 """The same for the watch over the last release."""
+NOISE: Final = -2
+"""The same for the A/A test of the stable model."""
 
 
 class Service:
@@ -50,6 +53,8 @@ class Service:
         self.time_of_day = time.time()
         self.paused_by: str | None = None
         self.warned: frozenset[str] = frozenset()           # the bounds past whose warning level we are
+        self.trouble: str | None = None                     # why we are degraded
+        self.week_tested: int | None = None                 # when stable last met itself in this life of the daemon
         self.workers = works.settings.service.workers
         self.one_by_one = works.ledger.was_cut_short()      # so that what took the daemon down is found
         self.scheduler = BackgroundScheduler(
@@ -133,10 +138,25 @@ class Service:
             return self._carry_out(waiting[0])
         if WATCH not in in_flight and to_watch(ledger) is not None:      # before a nomination: see `rate.dwell_seconds`
             return WATCH, lambda: watch(desk)
-        if NOMINATION not in in_flight and due(desk):       # after a kill, too, none falls inside a lone cycle
+        if NOISE not in in_flight and self.week_tested != (week := week_of(desk.now())):
+            self.week_tested = week
+            return NOISE, self._test_noise
+        if not {NOMINATION, NOISE} & set(in_flight) and due(desk):  # after a kill, too, none falls inside a lone cycle
             return NOMINATION, lambda: nominate(desk)
         self.one_by_one = False
         return None if self._enough() else self._carry_out(self._open(ledger.root_count()))
+
+    def _test_noise(self) -> None:
+        """The A/A test, at the start and as each week begins. Where it fails, the next nomination tries it again."""
+        desk, jobbook = self.works.desk, self.works.jobbook
+        known = jobbook.result(noise_now(desk).digest)
+        try:
+            values = known.values if known else compare_with_itself(desk)
+        except JobFailed as failure:
+            self.log.warning("noise not tested", reason=str(failure))
+            return
+        told = self.log.warning if too_noisy(values, desk.bounds()) else self.log.info
+        told("noise tested", noise=values["noise"], allowed=desk.bounds().gate.max_noise)
 
     def _is_paused(self) -> bool:
         reason = self.flags.pause or self.works.trip()
@@ -193,11 +213,16 @@ class Service:
             self.log.warning("state unknown", reason=str(error))
 
     def _warn(self) -> None:
-        """A line of the log for each bound that has come past its warning level since the last look."""
+        """A line of the log for each bound that has come past its warning level since the last look, and for trouble
+        that began or ended."""
         lines = {line.partition(":")[0]: line for line in self.works.warnings()}
         for name in sorted(lines.keys() - self.warned):
             self.log.warning("warned", warning=lines[name])
         self.warned = frozenset(lines)
+        trouble = self.works.trouble()
+        if trouble != self.trouble:
+            self.log.warning("degraded" if trouble else "recovered", reason=trouble)
+        self.trouble = trouble
 
     def answer(self, request: JsonObject) -> JsonObject:
         """One request of the control socket. Raises UserError for what cannot be done."""
@@ -222,7 +247,10 @@ class Service:
         if self.flags.drain.is_set():
             return "draining"
         reason = self.flags.pause or self.works.trip()
-        return f"paused: {reason}" if reason else "running"
+        if reason:
+            return f"paused: {reason}"
+        trouble = self.works.trouble()
+        return f"degraded: {trouble}" if trouble else "running"
 
     def _pause(self, request: JsonObject) -> JsonObject:
         self.flags.pause = str(request.get("reason") or "by the operator")

@@ -87,7 +87,12 @@ class Settings(BaseSettings):
         return (init_settings,)          # the file is the only source: the environment only names the file
 
     def task_specs(self) -> tuple[TaskSpec, ...]:
-        return tuple(TaskSpec.from_json(task) for task in self.tasks)
+        """Raises TaskError."""
+        specs = tuple(TaskSpec.from_json(task) for task in self.tasks)
+        for spec in specs:
+            if spec.source["kind"] == "jsonl" and "path" not in spec.source:
+                raise TaskError(f"task {spec.name}: source of kind jsonl needs 'path'")
+        return specs
 
     @property
     def threads(self) -> int:

@@ -22,7 +22,8 @@ parents = ["models/expert-a", "models/expert-b"]
 a = "data/a.jsonl"
 
 # A target is what shall get better; a guard is what must not get worse.
-# Sources: jsonl (path), reasoning_gym (generator, config), bilingual (family: the demo's own).
+# Sources: jsonl (path; the file is read once, at the first start), reasoning_gym (generator, config), bilingual
+# (family: the demo's own).
 [[tasks]]
 name = "sums"
 role = "target"

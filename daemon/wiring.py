@@ -26,8 +26,9 @@ from loops.reward.loop import RewardLoop, frozen, rearm
 from safety.bounds import load_bounds
 from safety.breaker import JOULES_PER_KWH, Breaker, Signs
 from safety.layers import depth_of
+from safety.noise import too_noisy
 from safety.protected import stopped
-from safety.release import ReleaseDesk, Seals
+from safety.release import ReleaseDesk, Seals, noise_now
 from safety.sandbox import Limits, require
 from state.code import code_version
 from state.database import Database
@@ -106,6 +107,16 @@ class Works:
             tampered=stopped(self.ledger),
         ))
 
+    def trouble(self) -> str | None:
+        """Why the daemon is not well although it is not paused, or None."""
+        outage = self.runner.outage()
+        if outage:
+            return f"{outage}; jobs wait for it"
+        tested = self.jobbook.result(noise_now(self.desk).digest)
+        refusal = tested and too_noisy(tested.values, self.bounds())
+        return f"nothing is released until it is explained why stable disagrees with itself: {refusal}" if refusal \
+            else None
+
     def rollbacks_since(self, moment: datetime, after: int) -> int:
         """How many rollbacks the daemon made by itself since then, after a row."""
         rows = self.ledger.rows(after=after, event=Event.ROLLBACK)
@@ -172,6 +183,8 @@ def wire(
         )
         closing.enter_context(runner)
         runner.start()
+        if ledger.latest(Event.GENESIS) is None:
+            runner.require_unit()
         beginnings = begin(settings, places.config.parent, ledger, registry, runner, bounds(), code)
         bounds.record()
         house = House(ledger, runner, bounds, code, settings.seed)

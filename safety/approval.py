@@ -13,6 +13,7 @@ from safety import gate, protected
 from safety.bounds import Bounds, Refusal
 from safety.closing import Answer, close
 from safety.history import Nominations
+from safety.noise import too_noisy
 from safety.pending import nomination_of
 from state.errors import UserError
 from state.ledger import Ledger
@@ -79,8 +80,8 @@ def _outgrown(evidence: JsonObject, bounds: Bounds) -> Refusal | None:
         refusal = bounds.accept(evidence["model"], evidence[f"drift_{name}"], limits, f"drift.{name}")
         if refusal:
             return refusal
-    if evidence["aa"]["noise"] > bounds.gate.max_noise:
-        return Refusal("gate.max_noise", evidence["aa"]["noise"], bounds.gate.max_noise)
+    if refusal := too_noisy(evidence["aa"], bounds):
+        return refusal
     rules, now = gate.Rules.from_json(evidence), bounds.gate
     lifetime = gate.Procedure.LIFETIME in (rules.procedure, gate.Procedure(now.procedure))
     strict = replace(

@@ -122,7 +122,8 @@ def _watch(row: JsonObject, seen: Seen, scores_of: ScoresOf) -> list[str]:
     problems = []
     if release["id"] in seen.watched:
         problems.append(f"the watch of row {release['id']} had ended before")
-    seen.watched.add(release["id"])
+    if not found.get("again"):
+        seen.watched.add(release["id"])
     terms = watch.Terms.from_json(release["evidence"]["watch"]).to_json()
     problems += [
         f"{name} of the watch is {found.get(name)}, the release fixed {value}"

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safety.headers import EMBEDDING, TensorHeader, by_layer, facts_of, tensor_headers, unlike
 from safety.yardstick.items import Item, TaskError, TaskSpec
 from safety.yardstick.scoring import Scored, encode_items, generate_texts, load_model, pad_id
-from safety.yardstick.tasks import draw, sealed_ids
+from safety.yardstick.tasks import Seal, draw
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, seed_from
 
@@ -67,19 +67,18 @@ def probe(spec: JobSpec, desk: Desk) -> list[Item]:
     """The probe set: what the params spell out, or search items of every task, fewer where a pool is small."""
     if "probe" in spec.params:
         return [Item.of(prompt, answer) for prompt, answer in spec.params["probe"]]
-    sealed = sealed_ids(desk.inputs["seal"]) if "seal" in desk.inputs else frozenset()
     count, seed = int(spec.params.get("probe_items", 0)), int(spec.params.get("probe_seed", 0))
-    tasks = [TaskSpec.from_json(body) for body in spec.params.get("tasks", ())]
-    return [item for task in tasks for item in _drawn(task, count, seed, sealed)]
+    tasks, seal = [TaskSpec.from_json(body) for body in spec.params.get("tasks", ())], Seal.of(desk.inputs)
+    return [item for task in tasks for item in _drawn(task, count, seed, seal)]
 
 
-def _drawn(task: TaskSpec, count: int, seed: int, sealed: frozenset[str]) -> list[Item]:
+def _drawn(task: TaskSpec, count: int, seed: int, seal: Seal) -> list[Item]:
     try:
-        return draw(task, Split.SEARCH, count, seed, sealed)
+        return draw(task, Split.SEARCH, count, seed, seal)
     except TaskError:
         if count <= 1:
             raise
-        return _drawn(task, count // 2, seed, sealed)
+        return _drawn(task, count // 2, seed, seal)
 
 
 def tensors(headers: dict[str, TensorHeader]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,7 +1,8 @@
 """What is not over yet, read off ledger rows: a nomination that waits for the operator, a release that is watched.
 
 Pure and without SQLAlchemy, because the reading commands ask too. Invariants: at most one nomination waits; a watch
-ends with one row, the rollback that it made or the WATCHED row that says why it ended.
+ends with one row, the rollback that it made or the WATCHED row that says why it ended. An attempt that failed and is
+made again is a WATCHED row too, marked `again`, and ends nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +32,20 @@ def begins_watch(row: Row) -> bool:
 def release_watched(row: Row) -> int | None:
     """The id of the release whose watch this row ended."""
     found = row.evidence.get("watch") if isinstance(row.evidence, dict) else None
-    ends = row.event in (Event.WATCHED, Event.ROLLBACK) and bool(found)
+    ends = row.event in (Event.WATCHED, Event.ROLLBACK) and bool(found) and not (found or {}).get("again")
     return int(found["release"]) if ends and found else None
+
+
+def failed_watches(release: Row, rows: Iterable[Row]) -> int:
+    """How many attempts to watch a release failed and were to be made again."""
+    plans = [row.evidence.get("watch") or {} for row in rows if row.event == Event.WATCHED]
+    return sum(bool(plan.get("again")) and int(plan["release"]) == release.id for plan in plans)
+
+
+def given_up(release: Row, rows: Iterable[Row]) -> Row | None:
+    """The row with which the watch over a release ended before it had seen what it was to see."""
+    return next((row for row in rows if row.event == Event.WATCHED and row.verdict is not None
+                 and release_watched(row) == release.id), None)
 
 
 def under_watch(releases: Iterable[Row], ends: Iterable[Row]) -> Row | None:

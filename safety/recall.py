@@ -1,8 +1,9 @@
 """After a release: the watch over the new stable model, and the rollback that it makes by itself.
 
 The row of the release fixes the terms; every look is a finished job, and its per-item scores are kept, so that a watch
-that was interrupted at any point goes on where it was and its end can be recomputed. Invariants: a watch ends with one
-row; nothing here returns to a loop; working stays where it is.
+that was interrupted at any point goes on where it was and its end can be recomputed. A watch whose job crashed is begun
+again, a few times; each attempt is a row. Invariants: a watch ends with one row; nothing here returns to a loop;
+working stays where it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from safety.pending import under_watch
+from safety.pending import failed_watches, under_watch
 from safety.release import ReleaseDesk, deal_spec
 from safety.rollback import RollbackError, rollback
 from safety.watch import TARGETS, Terms, Watch
@@ -22,6 +23,8 @@ from state.jobs import JobFailed, JobResult, JobSpec
 from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
 from state.records import Actor, Channel, Cost, Entry, Event, JsonObject, Row, Verdict
 
+MOST_WATCHES = 3
+
 
 def to_watch(ledger: Ledger) -> Row | None:
     """The row of the release whose watch is to be begun, or gone on with."""
@@ -30,8 +33,8 @@ def to_watch(ledger: Ledger) -> Row | None:
 
 
 def watch(desk: ReleaseDesk) -> Row | None:
-    """Watch a release to its end: rolled back, its items used up, or overtaken. Returns the row that says so, None
-    where there is nothing to watch. Parked passes through and leaves the watch open.
+    """Watch a release to its end: rolled back, its items used up, or overtaken. Returns the row that says so, or the
+    one of an attempt that failed; None where there is nothing to watch. Parked passes through and leaves it open.
     """
     release = to_watch(desk.ledger)
     if release is None:
@@ -39,10 +42,11 @@ def watch(desk: ReleaseDesk) -> Row | None:
     round_ = Round(desk, release)
     try:
         if desk.ledger.begin_attempt(release) > MOST_FRUITLESS_ATTEMPTS:
-            raise JobFailed(f"it took the daemon down {MOST_FRUITLESS_ATTEMPTS} times without getting any further")
+            reason = f"it took the daemon down {MOST_FRUITLESS_ATTEMPTS} times without getting any further"
+            return round_.end(f"the watch of row {release.id} failed: {reason}", Verdict.CRASHED)
         reason = round_.look_after()
     except JobFailed as failure:
-        return round_.end(f"the watch of row {release.id} failed: {failure}", failure.verdict)
+        return round_.fail(failure)
     return round_.recall() if round_.seen.worse else round_.end(reason)
 
 
@@ -60,6 +64,7 @@ class Round:
         self.dealt: str | None = None
         self.looks: list[JsonObject] = []
         self.spent: list[Cost] = []
+        self.failed = failed_watches(release, desk.ledger.rows(after=release.id, event=Event.WATCHED))
 
     def look_after(self) -> str:
         """Look until something is found or there is nothing more to look at; why it ended, in words."""
@@ -99,11 +104,21 @@ class Round:
             except RollbackError as error:
                 return self.end(f"the watch of row {self.release.id} ended: {reason}, but {error}")
 
-    def end(self, reason: str, verdict: Verdict | None = None) -> Row:
-        """The row that ends a watch without a rollback."""
+    def fail(self, failure: JobFailed) -> Row:
+        """The row of an attempt that failed. The watch is over with the last one, and with one that no repetition
+        helps: out of time, or refused by a bound."""
+        attempt = self.failed + 1
+        again = failure.verdict is Verdict.CRASHED and attempt < MOST_WATCHES
+        words = f"failed, attempt {attempt} of {MOST_WATCHES}" if again else "was given up"
+        return self.end(f"the watch of row {self.release.id} {words}: {failure}", failure.verdict, again=again)
+
+    def end(self, reason: str, verdict: Verdict | None = None, *, again: bool = False) -> Row:
+        """The row that ends a watch without a rollback, or, where it is begun again, one attempt."""
+        evidence = self._evidence()
+        evidence["watch"] |= {"again": True} if again else {}
         return self.desk.ledger.append(Entry(
             Event.WATCHED, reason, verdict=verdict, base=self.release.base, result=self.release.result,
-            evidence=self._evidence(), cost=sum(self.spent, Cost()).to_json(),
+            evidence=evidence, cost=sum(self.spent, Cost()).to_json(),
         ))
 
     def _overtaken(self) -> bool:

@@ -20,6 +20,7 @@ from safety.approval import stale, withdraw
 from safety.bounds import Bounds, DriftBounds, Refusal
 from safety.closing import Answer, close, hold, needs_approval
 from safety.history import Nominations, reference
+from safety.noise import noise_spec, too_noisy
 from safety.pending import begins_watch, release_watched
 from safety.readings import of_release
 from safety.yardstick.fresh import can_deal, sealed_seed
@@ -29,7 +30,6 @@ from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
 from state.records import Channel, Cost, Entry, Event, JsonObject, Row, Verdict
 from state.registry import Registry
 
-DAYS_BETWEEN_NOISE_TESTS = 7
 PROBE_ITEMS = 64
 SERVED_ITEMS = 8
 
@@ -58,6 +58,7 @@ class ReleaseDesk:
     batch: int = 64
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     data: Mapping[str, str] = field(default_factory=dict)       # what models are trained on: never dealt as new items
+    tested: list[tuple[datetime, datetime]] = field(default_factory=list)   # when stable met itself outside nominations
 
 
 def nominate(desk: ReleaseDesk) -> Row | None:
@@ -89,6 +90,31 @@ def nominate(desk: ReleaseDesk) -> Row | None:
 def due(desk: ReleaseDesk) -> bool:
     """Whether there is a nomination to finish or to ask for."""
     return Nominations.of(desk.ledger).open is not None or hindrance(desk) is None
+
+
+def noise_now(desk: ReleaseDesk) -> JobSpec:
+    """The A/A test of the stable model that a nomination at this moment would ask for."""
+    sealed = {"vault": desk.seals.vault, "guard": desk.seals.guard}
+    tasks = [task.to_json() for task in desk.tasks]
+    return noise_spec(str(desk.ledger.channel(Channel.STABLE)), sealed, tasks, desk.batch, desk.now(), desk.code)
+
+
+def compare_with_itself(desk: ReleaseDesk) -> JsonObject:
+    """The A/A test of the stable model outside a nomination, for which it is kept. Raises JobFailed, also where it took
+    the daemon down too often.
+
+    Like a watch it stops the clock between nominations: which model is stable, and so has to be tested, is the vault's
+    word.
+    """
+    began = desk.now()
+    genesis = desk.ledger.latest(Event.GENESIS)
+    assert genesis is not None
+    try:
+        if desk.ledger.begin_attempt(genesis) > MOST_FRUITLESS_ATTEMPTS:
+            raise JobFailed(f"it took the daemon down {MOST_FRUITLESS_ATTEMPTS} times without getting any further")
+        return _run(desk, noise_now(desk), []).values
+    finally:
+        desk.tested.append((began, desk.now()))
 
 
 def hindrance(desk: ReleaseDesk) -> str | None:
@@ -138,8 +164,8 @@ def _too_often(desk: ReleaseDesk, nominations: Nominations, bounds: Bounds) -> s
 
 
 def _dwelt(desk: ReleaseDesk, passed: timedelta, now: datetime) -> float:
-    """Seconds of the time that has passed in which no release was being watched: whether one is, is the vault's word
-    too.
+    """Seconds of the time that has passed in which no release was being watched and stable did not meet itself:
+    whether it is so is the vault's word too.
     """
     since = now - passed
     releases = {row.id: _time(row) for row in desk.ledger.rows(event=Event.RELEASE) if begins_watch(row)}
@@ -147,8 +173,10 @@ def _dwelt(desk: ReleaseDesk, passed: timedelta, now: datetime) -> float:
         release_watched(row): _time(row)
         for event in (Event.WATCHED, Event.ROLLBACK) for row in desk.ledger.rows(event=event)
     }
-    stretches = [(max(began, since), ends.get(release, now)) for release, began in releases.items()]
-    return passed.total_seconds() - sum(max(0.0, (end - began).total_seconds()) for began, end in stretches)
+    stretches = [*((began, ends.get(release, now)) for release, began in releases.items()), *desk.tested]
+    return passed.total_seconds() - sum(
+        max(0.0, (end - max(began, since)).total_seconds()) for began, end in stretches
+    )
 
 
 def _ask(desk: ReleaseDesk) -> Row:
@@ -286,14 +314,11 @@ def _serving(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | 
 
 
 def _noise(desk: ReleaseDesk, row: Row, spent: list[Cost]) -> tuple[Refusal | None, JsonObject]:
-    """The A/A test of the stable model, once a week and once for each stable model: its job is kept by those."""
-    week = _time(row).toordinal() // DAYS_BETWEEN_NOISE_TESTS
-    params = {"aa": True, "batch": row.evidence["batch"], "tasks": row.evidence["tasks"], "week": week}
-    inputs = {"model:new": str(row.base), "model:old": str(row.base), **_sealed(row)}
-    values = _run(desk, JobSpec("gate", inputs, params, 0, desk.code), spent).values
-    allowed = desk.bounds().gate.max_noise
-    refusal = Refusal("gate.max_noise", values["noise"], allowed) if values["noise"] > allowed else None
-    return refusal, {"aa": values}
+    """The A/A test of the stable model, unless it is known from the daemon's start or an earlier nomination."""
+    evidence = row.evidence
+    spec = noise_spec(str(row.base), _sealed(row), evidence["tasks"], evidence["batch"], _time(row), desk.code)
+    values = _run(desk, spec, spent).values
+    return too_noisy(values, desk.bounds()), {"aa": values}
 
 
 def _gate_spec(desk: ReleaseDesk, row: Row, dealt: str | None) -> JobSpec:

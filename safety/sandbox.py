@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from traceback import walk_tb
@@ -35,6 +36,7 @@ from safety.kernel import (
     prctl,
     unshare,
 )
+from safety.nameless import nameless
 from state.code import PACKAGES
 from state.errors import ConfigurationError
 from state.records import JsonObject
@@ -247,7 +249,8 @@ def words_for(error: BaseException) -> str:
 
 
 def probe(limits: Limits) -> tuple[Holds, frozenset[str]]:
-    """What holds in a process that is confined for the purpose, and which of ESCAPES it managed all the same."""
+    """What holds in a process that is confined for the purpose, and what it managed all the same: which of ESCAPES, and
+    HIDE."""
     with tempfile.TemporaryDirectory(prefix="kaizend-sandbox-") as folder:
         secret, room = Path(folder, "vault"), Path(folder, "room")
         for place in (secret, room):
@@ -255,24 +258,32 @@ def probe(limits: Limits) -> tuple[Holds, frozenset[str]]:
         secret.joinpath("item").write_text("sealed")
         if limits.user:
             Path(folder).chmod(0o755)
+            room.chmod(0o777)
         reading, writing = os.pipe()
+        looked, looking = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
+            os.close(looking)
             try:
                 holds = tried(Rules((), (str(room),), replace(limits, required=False)))
                 escaped = [name for name, escape in ESCAPES.items() if escapes(escape, secret)]
-                os.write(writing, json.dumps([holds.to_json(), escaped]).encode())
+                hold_nameless(room)
+                os.write(writing, json.dumps([holds.to_json(), escaped]).encode() + b"\n")
+                os.read(looked, 1)                              # until the other side has looked
             finally:
                 os._exit(0)
-        os.close(writing)
+        for end in (writing, looked):
+            os.close(end)
         with os.fdopen(reading, "rb") as told:
-            text = told.read()
+            text = told.readline()
+            hidden = not nameless([pid])
+        os.close(looking)
         os.waitpid(pid, 0)
     if not text:
-        return Holds(missing=("the sandbox could not be tried",)), frozenset(ESCAPES)
+        return Holds(missing=("the sandbox could not be tried",)), frozenset({*ESCAPES, HIDE})
     body, escaped = json.loads(text)
-    return Holds.from_json(body), frozenset(escaped)
+    return Holds.from_json(body), frozenset({*escaped, HIDE} if hidden else escaped)
 
 
 def tried(rules: Rules) -> Holds:
@@ -281,6 +292,14 @@ def tried(rules: Rules) -> Holds:
         return confine(rules)
     except ConfigurationError as error:
         return replace(confine(replace(rules, limits=replace(rules.limits, user=""))), missing=(str(error),))
+
+
+def hold_nameless(room: Path) -> None:
+    """Hold a file open that has no name, to the end of the process."""
+    with suppress(OSError):
+        held = os.open(room / "nameless", os.O_CREAT | os.O_WRONLY, 0o600)
+        os.write(held, bytes(1 << 16))
+        os.unlink(room / "nameless")
 
 
 def escapes(escape: Callable[[Path], Any], secret: Path) -> bool:
@@ -299,6 +318,8 @@ ESCAPES: Final[dict[str, Callable[[Path], Any]]] = {
     "process": lambda secret: os._exit(0) if os.fork() == 0 else None,
 }
 """What a job must not be able to do, tried in earnest on things made for it."""
+HIDE: Final = "hide"
+"""To hold a file without a name that whoever forked it does not see."""
 
 
 def statements(limits: Limits, state: Path) -> list[tuple[str, bool, str]]:
@@ -319,16 +340,17 @@ def statements(limits: Limits, state: Path) -> list[tuple[str, bool, str]]:
         ("processes", denied, f"{processes}, {MOST_THREADS} threads" if denied else "NOT limited by the kernel"),
         ("user", not limits.user or bool(holds.user), _user_in_words(limits, holds)),
         ("memory", True, f"{limits.memory_gib:.3g} GiB a worker, watched by the runner"),
-        ("disk", True, f"{limits.scratch_gib:g} GiB a job, watched by the runner"),
+        ("disk", True, f"{limits.scratch_gib:g} GiB a job, watched by the runner, "
+         + ("but NOT files without a name: /proc hides them" if HIDE in escaped else "files without a name included")),
         ("vault out of reach", "read" not in escaped and not inside,
          f"no: {state} lies below {inside}, which workers read" if inside else "no" if "read" in escaped else "yes"),
     ]
 
 
-def exposed(state: Path) -> str:
-    """The folder that every worker reads and in which the state folder lies; "" where there is none."""
+def exposed(path: Path) -> str:
+    """The folder that every worker reads and in which a file or folder lies; "" where there is none."""
     shown = rights_of(Rules((), (), Limits(1.0, 1.0))).read
-    resolved = state.resolve()
+    resolved = path.resolve()
     return next((path for path in shown if resolved.is_relative_to(Path(path).resolve())), "")
 
 

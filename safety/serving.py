@@ -1,16 +1,16 @@
 """Job "serve": what serving one model costs against another, both in memory on one machine in one run.
 
 Fixed prompts, greedy, every answer of the same length, the two models in turn, the order changing from round to
-round; what counts is each model's best round, because whatever else a machine does can only make one slower. The one
-job whose values depend on the machine it ran on; they are kept like any others, so that a nomination is judged once.
-Memory is that of weights and buffers as loaded: caches and activations are not in it. Not here: the limits
-(`safety.bounds`).
+round; what counts is each model's best round, because whatever else a machine does can only make one slower, and
+there are rounds until the best no longer get better. The one job whose values depend on the machine it ran on; they
+are kept like any others, so that a nomination is judged once. Memory is that of weights and buffers as loaded: caches
+and activations are not in it. Not here: the limits (`safety.bounds`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import GenerationConfig
@@ -21,9 +21,13 @@ from safety.yardstick.scoring import Scored, encode_items, load_model, pad_id
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject
 
-ROUNDS = 5
+ROUNDS = 5          # in which no model got better: enough
+MOST_ROUNDS = 60
+BETTER = 0.97       # a best time that is this share of the best before
 TOKENS = 4          # of each answer
 TOGETHER = 8        # prompts that are answered at once; the first of them alone as well
+Round = Mapping[str, tuple[float, float]]
+"""What `times` gave for each model."""
 
 
 def serve(spec: JobSpec, desk: Desk) -> Produced:
@@ -38,18 +42,32 @@ def serve(spec: JobSpec, desk: Desk) -> Produced:
     models = {name: load_model(desk.inputs[name], desk.device) for name in ("new", "old")}
     for model in models.values():
         answer(model, items[:TOGETHER])                                          # the first call of a model is slow
-    rounds = []
-    for number in range(ROUNDS):
-        order = ("new", "old") if number % 2 else ("old", "new")
+    rounds: list[Round] = []
+    while not settled(rounds):
+        order = ("new", "old") if len(rounds) % 2 else ("old", "new")
         rounds.append({name: times(models[name], items) for name in order})
-        desk.progress((number + 1) / ROUNDS, "answering in turn")
+        desk.progress(len(rounds) / MOST_ROUNDS, "answering in turn")
     return Produced(measured(rounds, {name: model.model.get_memory_footprint() for name, model in models.items()}))
 
 
-def measured(rounds: Sequence[dict[str, tuple[float, float]]], memory: dict[str, int]) -> JsonObject:
-    """The values from what `times` gave in each round, by model, and from the bytes of each model."""
+def settled(rounds: Sequence[Round]) -> bool:
+    """Whether the last ROUNDS brought no model a clearly better best, or there were MOST_ROUNDS."""
+    before = rounds[:-ROUNDS]
+    if not before or len(rounds) >= MOST_ROUNDS:
+        return bool(before)
+    (latency, speed), (earlier, slower) = best(rounds), best(before)
+    return all(latency[name] > BETTER * earlier[name] and BETTER * speed[name] < slower[name] for name in latency)
+
+
+def best(rounds: Sequence[Round]) -> tuple[dict[str, float], dict[str, float]]:
+    """The smallest latency and the greatest speed of each model."""
     latency = {name: min(entry[name][0] for entry in rounds) for name in ("new", "old")}
-    speed = {name: max(entry[name][1] for entry in rounds) for name in ("new", "old")}
+    return latency, {name: max(entry[name][1] for entry in rounds) for name in ("new", "old")}
+
+
+def measured(rounds: Sequence[Round], memory: dict[str, int]) -> JsonObject:
+    """The values from what `times` gave in each round, by model, and from the bytes of each model."""
+    latency, speed = best(rounds)
     return {
         "latency_ratio": latency["new"] / latency["old"], "speed_ratio": speed["new"] / speed["old"],
         "memory_ratio": memory["new"] / memory["old"],

@@ -108,6 +108,7 @@ class Database:
         partial = target.with_name(target.name + ".partial")
         try:
             partial.unlink(missing_ok=True)
+            failpoint("database.backup.begun")
             source, copy = sqlite3.connect(self.path), sqlite3.connect(partial)
             try:
                 source.backup(copy)

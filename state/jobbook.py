@@ -98,8 +98,8 @@ class JobBook:
         """What the jobs cost together that ended since then, with or without a result."""
         query = select(jobs.c.cost).where(jobs.c.finished_at >= stamp(moment))
         with self.database.snapshot() as connection:
-            bodies = connection.execute(query).scalars().all()
-        return sum((Cost.from_json(json.loads(body)) for body in bodies), Cost())
+            bodies = connection.execute(query).scalars()
+            return sum((Cost.from_json(json.loads(body)) for body in bodies), Cost())
 
     def maker(self, digest: str) -> JobSpec | None:
         """The job that gave the artefact `digest` as its model, kept still or not; None for what was given to the

@@ -51,7 +51,7 @@ class Event(StrEnum):
     NOMINATED = "nominated"    # working asked to become stable; its number k and level are fixed here
     PASSED = "passed"          # a nomination passed the gate and waits for the operator
     RELEASE = "release"        # the gate's verdict on a nomination, or the operator's on one that waited
-    WATCHED = "watched"        # the watch after a release ended without a rollback
+    WATCHED = "watched"        # the watch after a release ended without a rollback, or an attempt at it failed
     ROLLBACK = "rollback"      # stable moved back and the bad digest was latched
     BOUNDS = "bounds"          # the bounds in force changed
     KEY = "key"                # another key signs the heads from here on

@@ -52,6 +52,7 @@ class InlineRunner:
     book: JobBook
     jobs: Mapping[str, JobFunction]
     ran: list[JobSpec] = field(default_factory=list)
+    kind_of: Callable[[str], str] = lambda output: "scores"                    # under which an output is kept
 
     def run(self, spec: JobSpec, *, timeout_seconds: float | None = None) -> JobResult:
         known = self.book.result(spec.digest)
@@ -65,7 +66,7 @@ class InlineRunner:
                 produced = self.jobs[spec.kind](spec, Desk(Path(folder), inputs))
             except ValueError as error:
                 raise JobFailed(str(error)) from error
-            outputs = {name: self.registry.adopt(path, "scores") for name, path in produced.outputs.items()}
+            outputs = {name: self.registry.adopt(path, self.kind_of(name)) for name, path in produced.outputs.items()}
         result = JobResult(produced.values, outputs, Cost(items=produced.items))
         self.book.finished(spec, result)
         return result

@@ -91,6 +91,10 @@ margin = 0.2
 
 [resources]
 min_disk_free_gib = 0.1
+
+[serving]                       # a machine that is busy with other tests must not decide what is released
+latency_ratio = 100.0
+speed_ratio = 0.01
 """
 
 

@@ -76,27 +76,37 @@ class Plant:
         self._turn = threading.Lock()
 
     def __enter__(self) -> Plant:
-        env = {name: value for name, value in os.environ.items() if not name.startswith("KAIZEND")}
-        env |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        if self.shim is not None:
-            env["LD_PRELOAD"] = str(self.shim)
-        tests = ROOT / "tests"
+        self.start_unit()
         with (self.folder / "unit.log").open("ab") as log:
-            self.unit = subprocess.Popen(
-                [sys.executable, str(tests / "brood.py"), str(self.address), str(tests / "make_believe.py")],
-                stdout=log, stderr=log, env=env, start_new_session=True,
-            )
             self.forge = subprocess.Popen(
-                [sys.executable, str(tests / "mishaps.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=log, env=env, text=True, start_new_session=True,
+                [sys.executable, str(ROOT / "tests" / "mishaps.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=log, env=self.environment(), text=True, start_new_session=True,
             )
         until(self.address.exists, 120)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (self.forge, self.unit):
-            process.kill()
-            process.wait()
+        self.forge.kill()
+        self.forge.wait()
+        self.stop_unit()
+
+    def environment(self) -> dict[str, str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("KAIZEND")}
+        env |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        return env | ({"LD_PRELOAD": str(self.shim)} if self.shim is not None else {})
+
+    def start_unit(self) -> None:
+        tests = ROOT / "tests"
+        with (self.folder / "unit.log").open("ab") as log:
+            self.unit = subprocess.Popen(
+                [sys.executable, str(tests / "brood.py"), str(self.address), str(tests / "make_believe.py")],
+                stdout=log, stderr=log, env=self.environment(), start_new_session=True,
+            )
+
+    def stop_unit(self) -> None:
+        """End it, its nursery and its workers."""
+        self.unit.kill()
+        self.unit.wait()
 
     def command(self, folder: Path, *words: str, seconds: float = LIMIT_SECONDS, **environment: str) -> Done:
         """One command of kaizend in `folder`, in a process of its own."""

@@ -1,17 +1,19 @@
-"""A gate that is careless with the vault, and proposers' jobs that look for what it left. Loaded with `--table`."""
+"""Jobs careless with what is sealed, and proposers' jobs that look for what those left. Loaded with `--table`."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from safety.yardstick.sealed import seal_tasks
 from state.jobs import Desk, JobSpec, Produced
 from state.records import canonical
 
-MARK = re.compile(rb"(?:vault-item|vault-outcome)-[0-9a-f]{32}")
-"""What every sealed item and every outcome of the test holds; this pattern itself does not match."""
+MARK = re.compile(rb"(?:vault-item|vault-outcome|file-item)-[0-9a-f]{32}")
+"""What every sealed item, every outcome and every item of a file of the tests holds; this pattern itself does not
+match. Which items of a file are sealed the tests know, not the jobs."""
 LEFT_BEHIND: list[str] = []
 LARGEST_REGION = 256 * 2**20
 
@@ -26,6 +28,17 @@ def careless_gate(spec: JobSpec, desk: Desk) -> Produced:
     scores = desk.folder / "scores.json"
     scores.write_text(f'["{outcome}"]')
     return Produced({"outcome": outcome, "pid": os.getpid()}, {"scores": scores})
+
+
+def careless_seal(spec: JobSpec, desk: Desk) -> Produced:
+    """The real sealing, which leaves what it read everywhere in its process."""
+    produced = seal_tasks(spec, desk)
+    for task in spec.params["tasks"]:
+        text = Path(task["source"]["path"]).read_text()
+        desk.cache[task["name"]] = text
+        LEFT_BEHIND.append(text)
+        os.environ["LEFT_BEHIND"] = text
+    return produced
 
 
 def snoop(spec: JobSpec, desk: Desk) -> Produced:
@@ -43,17 +56,26 @@ def snoop(spec: JobSpec, desk: Desk) -> Produced:
     }
     return Produced({
         "found": sorted(where for where, content in found.items() if MARK.search(content)), "pid": os.getpid(),
+        "marks": marks_of(found.values()),
         "looked": {where: len(content) for where, content in found.items()},
     })
 
 
 def wander(spec: JobSpec, desk: Desk) -> Produced:
-    """Where marks are in the files around it: in the whole state folder, and at the paths that it was told outright."""
-    state = Path(spec.params["state"])
-    files = [*every_file(state), *every_file(desk.folder.parent.parent), *map(Path, spec.params["paths"])]
-    found = {str(file) for file in files if MARK.search(content_of(file))}
-    log = [name for name in ("1", "2") if MARK.search(content_of(Path("/proc/self/fd") / name))]
-    return Produced({"found": sorted(found) + log, "looked": len(files)})
+    """Where marks are in the files around it: in the whole state folder, in its own room, and at and beside the
+    paths that it was told outright."""
+    told = [Path(path) for path in spec.params["paths"]]
+    around = {desk.folder.parent, desk.folder.parent.parent, *(path.parent for path in desk.inputs.values())}
+    folders = {Path(spec.params["state"]), *around, *(path.parent for path in told)}
+    files = [file for folder in sorted(folders) for file in every_file(folder)] + told
+    files += [Path("/proc/self/fd") / name for name in ("1", "2")]
+    found = {str(file): content for file in files if MARK.search(content := content_of(file))}
+    return Produced({"found": sorted(found), "looked": len(files), "marks": marks_of(found.values())})
+
+
+def marks_of(contents: Iterable[bytes]) -> list[str]:
+    """Every mark that was found, once."""
+    return sorted({mark.decode() for content in contents for mark in MARK.findall(content)})
 
 
 def every_file(folder: Path) -> list[Path]:
@@ -94,6 +116,6 @@ def marks_in_memory() -> Iterator[bytes]:
 
 
 JOBS = {
-    "gate": "snooping_jobs:careless_gate", "seal": "snooping_jobs:careless_gate", "screen": "snooping_jobs:snoop",
+    "gate": "snooping_jobs:careless_gate", "seal": "snooping_jobs:careless_seal", "screen": "snooping_jobs:snoop",
     "train": "snooping_jobs:snoop", "compare": "snooping_jobs:snoop", "score": "snooping_jobs:wander",
 }

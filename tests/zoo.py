@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from sealing import seal_of
 from tiny import teach, tiny_model
 
+from safety.yardstick.items import TaskSpec
 from state.jobs import Desk
 
 WORDS = [f"w{place}" for place in range(12)] + ["one", "two", "then"]
@@ -43,12 +45,17 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"name": "both", "role": "target", "source": {"kind": "jsonl", "path": str(path)}}
 
 
+@pytest.fixture(scope="session")
+def seal(task: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seal_of([TaskSpec.from_json(task)], tmp_path_factory.mktemp("seal"))
+
+
 @pytest.fixture
-def desk_of(tmp_path: Path, zoo: dict[str, Path]) -> Make:
-    """Makes a desk with the named models (all of them when none is named) as inputs "model:<name>"."""
+def desk_of(tmp_path: Path, zoo: dict[str, Path], seal: Path) -> Make:
+    """Makes a desk with the seal, and the named models (all of them when none is named) as inputs "model:<name>"."""
 
     def make(cache: dict[str, Any] | None = None, **more: Path) -> Desk:
         models = {f"model:{name}": path for name, path in {**zoo, **more}.items()}
-        return Desk(tmp_path / "scratch", models, cache={} if cache is None else cache)
+        return Desk(tmp_path / "scratch", {**models, "seal": seal}, cache={} if cache is None else cache)
 
     return make

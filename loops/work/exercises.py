@@ -13,7 +13,7 @@ from typing import Any
 from loops.work.marking import Question
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import encode_items
-from safety.yardstick.tasks import draw
+from safety.yardstick.tasks import Seal, draw
 from safety.yardstick.verifiers import make_verifier
 from state.records import Split, seed_from
 
@@ -30,17 +30,17 @@ class Exercises:
 
 
 def set_exercises(
-    tasks: Sequence[TaskSpec], sealed: frozenset[str], tokenizer: Any, count: int, seed: int,
+    tasks: Sequence[TaskSpec], seal: Seal, tokenizer: Any, count: int, seed: int,
     probe_items: int, probe_seed: int,
 ) -> Exercises:
     """`count` questions, the tasks taking turns, and `probe_items` items. Raises TaskError where a task has too few."""
     probe: list[Item] = []
     asked: list[list[Item]] = []
     for number, task in enumerate(tasks):
-        held = draw(task, Split.SEARCH, len(range(number, probe_items, len(tasks))), probe_seed, sealed)
+        held = draw(task, Split.SEARCH, len(range(number, probe_items, len(tasks))), probe_seed, seal)
         share = len(range(number, count, len(tasks)))
         asked.append(draw(
-            task, Split.SEARCH, share, seed_from(seed, task.name), sealed | {item.id for item in held}
+            task, Split.SEARCH, share, seed_from(seed, task.name), seal.besides(item.id for item in held)
         ))
         probe += held
     verifiers = [make_verifier(task) for task in tasks]

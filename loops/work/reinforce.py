@@ -45,7 +45,7 @@ from loops.work.stops import out_of_tokens, reason_to_stop
 from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
 from safety.yardstick.items import TaskSpec
 from safety.yardstick.scoring import expected_success
-from safety.yardstick.tasks import sealed_ids
+from safety.yardstick.tasks import Seal
 from safety.yardstick.verifiers import canaries
 from state.jobs import Desk, JobSpec, Produced
 from state.records import seed_from
@@ -119,10 +119,9 @@ def segment(spec: JobSpec, desk: Desk) -> Produced:
 
 def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
     learner = load_learner(desk.inputs["model"], errand.recipe, errand.seed, desk.device)
-    sealed = sealed_ids(desk.inputs["seal"]) if "seal" in desk.inputs else frozenset()
     exercises = set_exercises(
-        errand.tasks, sealed, learner.tokenizer, errand.recipe.batch * len(errand.steps), errand.question_seed,
-        errand.probe_items, errand.probe_seed,
+        errand.tasks, Seal.of(desk.inputs), learner.tokenizer, errand.recipe.batch * len(errand.steps),
+        errand.question_seed, errand.probe_items, errand.probe_seed,
     )
     given = take_up(learner, desk.inputs.get("checkpoint"), errand.recipe, errand.steps.start)
     found = checkpoint.latest(desk.folder / "steps")

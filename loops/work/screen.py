@@ -22,7 +22,7 @@ from safety.yardstick.compare import Comparison, Race, paired
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
 from safety.yardstick.scoring import Scored, Scores, assemble_model, load_model, load_tokenizer, score_items
-from safety.yardstick.tasks import draw, sealed_ids
+from safety.yardstick.tasks import Seal, draw
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, canonical
 
@@ -53,7 +53,7 @@ class Warm:
     tensors: dict[str, Tensors] = field(default_factory=dict)
     shells: dict[str, Scored] = field(default_factory=dict)
     tokenizers: dict[str, Any] = field(default_factory=dict)
-    sealed: dict[str, frozenset[str]] = field(default_factory=dict)
+    seals: dict[str, Seal] = field(default_factory=dict)
     draws: dict[tuple[str, int, int, str], list[Item]] = field(default_factory=dict)
 
 
@@ -106,8 +106,9 @@ class Bed:
         seal = self.spec.inputs.get("seal", "")
         key = (canonical(task.to_json()), count, seed, seal)
         if key not in self.warm.draws:
-            sealed = _kept(self.warm.sealed, seal, lambda _: sealed_ids(self.desk.inputs["seal"])) if seal else ()
-            self.warm.draws[key] = draw(task, Split.SEARCH, count, seed, frozenset(sealed))
+            self.warm.draws[key] = draw(
+                task, Split.SEARCH, count, seed, _kept(self.warm.seals, seal, lambda _: Seal.of(self.desk.inputs))
+            )
             for old in list(self.warm.draws)[:-MOST_KEPT_DRAWS]:
                 del self.warm.draws[old]
         return self.warm.draws[key]

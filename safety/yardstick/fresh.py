@@ -11,11 +11,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safety.yardstick.items import Item, TaskSpec
+from safety.yardstick.items import Item, TaskSpec, write_items
 from safety.yardstick.sealed import overlapping, training_rows
 from safety.yardstick.tasks import fresh_items, sealed_ids
 from state.jobs import Desk, JobSpec, Produced
-from state.records import JsonObject, Split, canonical, seed_from
+from state.records import JsonObject, Split, seed_from
 
 GENERATED = ("bilingual", "reasoning_gym")
 
@@ -50,8 +50,7 @@ def deal(spec: JobSpec, desk: Desk) -> Produced:
     folder = desk.folder / "vault"
     folder.mkdir(parents=True, exist_ok=True)
     for name, items in dealt.items():
-        lines = "".join(canonical(item.to_json()) + "\n" for item in items)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        write_items(folder / f"{name}.jsonl", items)
     values: JsonObject = {name: len(items) for name, items in dealt.items()}
     return Produced(values, {"vault": folder})
 

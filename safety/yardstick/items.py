@@ -7,10 +7,12 @@ its normalised prompt, so the same question is the same item in whatever split, 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from state.errors import UserError
@@ -22,7 +24,7 @@ RESERVED: Final = ("pooled", "race")
 """Names that no task may have: job results use them beside task names."""
 
 _SOURCE_KEYS: Final = {
-    "jsonl": ({"kind", "path"}, {"sha256", "cut"}),
+    "jsonl": ({"kind"}, {"path", "sha256", "cut"}),
     "reasoning_gym": ({"kind", "generator"}, {"config", "cut"}),
     "bilingual": ({"kind", "family"}, set()),
 }
@@ -70,6 +72,17 @@ class Item:
         return cls(body["id"], body["prompt"], body["answer"], body.get("origin"))
 
 
+def write_items(file: Path, items: Iterable[Item]) -> None:
+    """One item a line."""
+    file.write_text("".join(canonical(item.to_json()) + "\n" for item in items), encoding="utf-8")
+
+
+def read_items(file: Path) -> list[Item]:
+    """What `write_items` wrote. Only a line feed ends a line: the separators of Unicode may stand in a prompt."""
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        return [Item.from_json(json.loads(line)) for line in lines]
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """A task as the operator describes it.
@@ -77,6 +90,7 @@ class TaskSpec:
     `source` is one of {"kind": "jsonl", "path", "sha256"?, "cut"?}, {"kind": "reasoning_gym", "generator", "config"?,
     "cut"?} and {"kind": "bilingual", "family"}. A target has a vault split of `vault_items`, a guard a guard split of
     `guard_items`; both can be drawn for search. `cut` (0) is a number to change when the sealed splits shall be others.
+    A task that reads a file loses the path once its items are sealed; which file it was the sha256 says.
     """
 
     name: str
@@ -107,6 +121,8 @@ class TaskSpec:
         needed, optional = _SOURCE_KEYS[str(kind)]
         for key in sorted(needed - set(self.source)):
             raise TaskError(f"task {self.name}: source of kind {kind} needs {key!r}")
+        if kind == "jsonl" and not {"path", "sha256"} & set(self.source):
+            raise TaskError(f"task {self.name}: source of kind jsonl needs 'path'")
         for key in sorted(set(self.source) - needed - optional):
             raise TaskError(f"task {self.name}: source of kind {kind} has no setting {key!r}")
         for key, (wanted, words) in _SOURCE_TYPES.items():

@@ -1,6 +1,6 @@
 """The yardstick's job functions: "score", "report" and "compare".
 
-Everybody who wants a number about a saved model asks for one of these jobs. Invariant: nothing here reads the vault
+Everybody who wants a number about a saved model asks for one of these jobs. Invariant: nothing here reads sealed items
 but a report, which is for people; what proposes changes asks for "score" and "compare".
 """
 
@@ -16,23 +16,23 @@ from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
 from safety.yardstick.scoring import BATCH, Scores
 from safety.yardstick.sealed import load_guard, load_vault
-from safety.yardstick.tasks import draw, sealed_ids
+from safety.yardstick.tasks import Seal, draw
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split
 
-VAULT_KINDS = frozenset({"gate", "watch", "report"})
-"""The kinds of job that may read the vault."""
+SEALED_KINDS = frozenset({"gate", "watch", "report"})
+"""The kinds of job that may read sealed items."""
 
 
 def score(spec: JobSpec, desk: Desk) -> Produced:
     """Jobs "score" and "report": score every input "model:<name>" on one split of some tasks.
 
     Params: "tasks" (TaskSpec JSON), "split" (search unless told), "count" items a task (guard and vault: all unless
-    told), "seed", "batch". Inputs beside the models: "seal" for search, "guard" for guard, "vault" for a report.
+    told), "seed", "batch". Inputs beside the models: "seal" for search, "guard" or "vault" for a report.
     Values: {name: {task: {"correct", "n", "mean", "low", "high"}}}, the last two a 95 % interval. Output "scores": a
-    file {name: {task: {"ids": [...], "scores": [...]}}}. ValueError where a job that may not asks for the vault.
+    file {name: {task: {"ids": [...], "scores": [...]}}}. ValueError where a job that may not asks for a sealed split.
     """
-    _refuse_vault(spec)
+    _refuse_sealed(spec)
     tasks = _tasks(spec)
     items = {task.name: items_of(spec, desk, task) for task in tasks}
     book = ScoreBook(desk, int(spec.params.get("batch", BATCH)))
@@ -57,12 +57,12 @@ def compare(spec: JobSpec, desk: Desk) -> Produced:
 
     Params: "tasks", "count" items a task, "seed", "batch", "race" (on unless false: score batch by batch and stop as
     soon as the answer is clear), "level" of the race (0.05) and "d_min" (0.02: the smallest gain worth finding). Input
-    "seal" keeps sealed items out.
+    "seal" keeps sealed items out and holds the pools.
     Values: {task: Comparison} and "pooled" (Comparison over all tasks) and "race" ({"decision", "n", "e", "futility"},
     decision null when neither was clear). Where the race stopped, the pooled p-value is the race's, valid in spite of
     that; those of single tasks are not. Output "scores": a file {task: {"ids", "new", "old"}} of what was scored.
     """
-    _refuse_vault(spec)
+    _refuse_sealed(spec)
     tasks = _tasks(spec)
     batch = int(spec.params.get("batch", BATCH))
     book = ScoreBook(desk, batch)
@@ -81,8 +81,8 @@ def compare(spec: JobSpec, desk: Desk) -> Produced:
 
 
 def items_of(spec: JobSpec, desk: Desk, task: TaskSpec) -> list[Item]:
-    """The items of a job for one task, by its params "split", "count" and "seed". Raises ValueError for the vault
-    where the job may not read it, and where an input is missing."""
+    """The items of a job for one task, by its params "split", "count" and "seed". Raises ValueError for a sealed
+    split where the job may not read it, and where an input is missing."""
     split = Split(spec.params.get("split", Split.SEARCH))
     count = spec.params.get("count")
     if split is Split.SEARCH:
@@ -91,7 +91,7 @@ def items_of(spec: JobSpec, desk: Desk, task: TaskSpec) -> list[Item]:
         return _search_items(spec, desk, task, int(count))
     if str(split) not in desk.inputs:
         raise ValueError(f"a {spec.kind} job on {split} items needs the input {str(split)!r}")
-    _refuse_vault(spec)
+    _refuse_sealed(spec)
     load = load_vault if split is Split.VAULT else load_guard
     items = load(desk.inputs[str(split)], task)
     return items if count is None else items[: int(count)]
@@ -105,15 +105,15 @@ def _search_items(spec: JobSpec, desk: Desk, task: TaskSpec, count: int) -> list
     if key not in kept:
         if len(kept) > 64:
             kept.clear()
-        ids = sealed_ids(desk.inputs["seal"]) if seal else frozenset()
-        kept[key] = draw(task, Split.SEARCH, count, key[2], ids)
+        kept[key] = draw(task, Split.SEARCH, count, key[2], Seal.of(desk.inputs))
     return kept[key]
 
 
-def _refuse_vault(spec: JobSpec) -> None:
-    asks = "vault" in spec.inputs or spec.params.get("split") == Split.VAULT
-    if asks and spec.kind not in VAULT_KINDS:
-        raise ValueError(f"a {spec.kind} job may not read the vault")
+def _refuse_sealed(spec: JobSpec) -> None:
+    for split in (Split.VAULT, Split.GUARD):
+        asks = str(split) in spec.inputs or spec.params.get("split") == split
+        if asks and spec.kind not in SEALED_KINDS:
+            raise ValueError(f"a {spec.kind} job may not read the {split}")
 
 
 def _tasks(spec: JobSpec) -> list[TaskSpec]:

@@ -1,21 +1,23 @@
 """The splits that are sealed: drawn once, kept away from every loop, never disturbed again.
 
-No loop imports this file, and the runner hands the vault to the gate and to reports only. Loops get the seal: ids
-without contents. Invariants: no item is in two sealed splits of whichever tasks; none is in the training data.
+No loop imports this file, and the runner hands what is sealed to the gate, the watch and reports only. Loops get the
+seal: the ids of sealed items, and of each file that a task reads the pool, what nothing has sealed. Invariants: no item
+is in two sealed splits of whichever tasks; none is in the training data; none is in a pool.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from safety.yardstick.items import Item, TaskSpec, item_id, normalised
-from safety.yardstick.tasks import take
+from safety.yardstick.items import Item, TaskSpec, item_id, normalised, read_items, write_items
+from safety.yardstick.tasks import of_a_file, pool_file, sealed_ids, take, unsealed
 from state.jobs import Desk, JobSpec, Produced
-from state.records import JsonObject, Split, canonical, digest_of
+from state.records import JsonObject, Split, digest_of
 
 _GRAM: Final = 13
 """Words in a row that two texts have in common only when one was copied from the other."""
@@ -27,16 +29,20 @@ Splits = dict[Split, dict[str, list[Item]]]
 
 
 def seal_tasks(spec: JobSpec, desk: Desk) -> Produced:
-    """Job "seal": draw the vault of every target and the guard of every guard task.
+    """Job "seal", the one that reads the operator's files: draw the vault of every target and the guard of every guard
+    task, and leave the rest to the search.
 
     Params: "tasks" (list of TaskSpec JSON). Inputs "data:<source>": training files or folders of *.jsonl. Outputs
     "vault" and "guard" (folders of <task>.jsonl) and "seal" (folder of <task>.json, the sorted ids of that task's
-    sealed items). Raises ValueError naming file and number of items where the training data holds sealed items, and
-    TaskError where a task has too few items.
+    sealed items, and where the task reads a file <task>.jsonl, its pool). With an earlier seal as input "seal" nothing
+    is drawn: its ids stay, and the pools of the tasks come to it. Raises ValueError naming file and number of items
+    where the training data holds sealed items, and TaskError where a task has too few items.
     """
     tasks = [TaskSpec.from_json(body) for body in spec.params["tasks"]]
     if len({task.name for task in tasks}) < len(tasks):
         raise ValueError("two tasks have the same name")
+    if "seal" in desk.inputs:
+        return Produced({}, {"seal": _completed(desk.inputs["seal"], tasks, desk.folder / "seal")})
     splits = _drawn(tasks, spec.seed)
     for name, path in sorted(desk.inputs.items()):
         if name.startswith("data:"):
@@ -145,12 +151,29 @@ def _written(splits: Splits, tasks: Sequence[TaskSpec], folder: Path) -> dict[st
         path.mkdir(parents=True, exist_ok=True)
     for split, by_task in splits.items():
         for name, items in by_task.items():
-            lines = "".join(canonical(item.to_json()) + "\n" for item in items)
-            (outputs[str(split)] / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+            write_items(outputs[str(split)] / f"{name}.jsonl", items)
     for task in tasks:
         sealed = sorted(item.id for by_task in splits.values() for item in by_task.get(task.name, []))
         (outputs["seal"] / f"{task.name}.json").write_text(json.dumps(sealed) + "\n", encoding="utf-8")
+    _write_pools(outputs["seal"], tasks)
     return outputs
+
+
+def _completed(earlier: Path, tasks: Sequence[TaskSpec], folder: Path) -> Path:
+    """An earlier seal with the pools of some tasks."""
+    folder.mkdir(exist_ok=True)
+    for file in earlier.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    _write_pools(folder, tasks)
+    return folder
+
+
+def _write_pools(seal: Path, tasks: Sequence[TaskSpec]) -> None:
+    """Beside all the ids that are sealed: what they leave of each file."""
+    ids = sealed_ids(seal)
+    for task in tasks:
+        if of_a_file(task):
+            write_items(pool_file(seal, task.name), unsealed(task, ids))
 
 
 def _load(path: Path, task: TaskSpec | str, split: Split) -> list[Item]:
@@ -158,7 +181,7 @@ def _load(path: Path, task: TaskSpec | str, split: Split) -> list[Item]:
     file = path / f"{name}.jsonl"
     if not file.is_file():
         raise ValueError(f"the {split} holds no items of task {name}")
-    return [Item.from_json(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    return read_items(file)
 
 
 def _rows(file: Path) -> Iterator[list[str]]:

@@ -37,6 +37,7 @@ AT_THE_FIRST_START = {
 }
 NOT_IN_A_CYCLE = {
     "database.backup.before": "only `kaizend backup` and a migration of an old file pass it: test_state_kills kills it",
+    "database.backup.begun": "as database.backup.before",
     "registry.remove.before": "only `kaizend gc` passes it, while no daemon runs: test_state_kills kills it",
     "registry.remove.between": "as registry.remove.before",
     "registry.remove.after": "as registry.remove.before",

@@ -2,6 +2,8 @@
 
 import os
 import pwd
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +28,8 @@ from state.jobs import JobFailed, JobSpec
 from state.ledger import Ledger
 from state.records import Budget, Candidate, Event, JsonObject, LoopName, Outcome, Verdict
 
-TABLE = Path(__file__).resolve().parents[1] / "escape_jobs.py"
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "tests" / "escape_jobs.py"
 BOUNDS = Bounds(resources=replace(
     Bounds().resources, worker_memory_gib=1.0, scratch_gib=0.05, min_disk_free_gib=0.1, worker_processes=0,
 ))
@@ -238,6 +241,44 @@ def test_a_job_that_takes_too_much_is_ended_and_the_bound_is_named(house, way, w
     assert not house.scratch(asked).exists()
     assert not list((house.folder / "jobs").glob(f"room-*/out/{asked.digest}"))
     assert house.runner.run(JobSpec("look", {}, {"after": way})).values["no_new_privs"] == "1"
+
+
+OWN_NAMESPACE = ["unshare", "--user", "--map-root-user", sys.executable]
+IN_A_NAMESPACE = """
+import os, sys
+from pathlib import Path
+from toy_house import House
+from test_escapes import allowing, ask
+from safety.nameless import nameless
+from state.jobs import JobFailed
+
+folder, nursery = Path(sys.argv[1]), int(sys.argv[2])
+print(nameless([nursery]))
+with House(folder / "var", unit=folder / "sock", bounds=allowing()) as house:
+    try:
+        house.runner.run(ask("fill_namelessly"), timeout_seconds=20.0)
+    except JobFailed as failure:
+        print(failure)
+"""
+
+
+def test_files_without_a_name_count_where_daemon_and_worker_unit_have_user_namespaces_of_their_own(tmp_path):
+    """As systemd gives them: the daemon is not shown what the unit's workers hold open, and the nursery tells."""
+    if not shutil.which("unshare") or subprocess.run([*OWN_NAMESPACE, "-c", ""], check=False).returncode:
+        pytest.skip("no user namespaces for this user")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/crash")))}
+    listening = ["-m", "daemon.nursery", "--listen", str(tmp_path / "sock"), "--table", str(TABLE)]
+    with subprocess.Popen([*OWN_NAMESPACE, *listening], env=environment, cwd=ROOT) as nursery:
+        try:
+            done = subprocess.run(
+                [*OWN_NAMESPACE, "-c", IN_A_NAMESPACE, str(tmp_path), str(nursery.pid)], env=environment, cwd=ROOT,
+                capture_output=True, text=True, timeout=60, check=False,
+            )
+        finally:
+            nursery.kill()
+    hidden, said = done.stdout.splitlines()
+    assert hidden == "None", done.stderr
+    assert re.fullmatch(r"escape: killed, resources.scratch_gib: .* is outside 0.05", said)
 
 
 @needs_filter

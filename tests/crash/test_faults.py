@@ -10,6 +10,7 @@ become a verdict.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -21,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from lives import PACKAGES, ROOT, Row
+from lives import PACKAGES, ROOT, Row, until
 from mishaps import Plant, Victim, memory_folder
+from watching import kaizend
 
 from state.failpoints import Fault
 
@@ -50,6 +52,7 @@ ONLY_OF_A_COMMAND = {
 }
 EXCUSED = {
     "database.backup.before": "only the migration of an older file passes it: test_state_kills strikes it",
+    "database.backup.begun": "as database.backup.before, and test_upgrades",
     "signer.copied.before": "only with a file elsewhere: test_state_kills strikes it",
     "signer.copied.after": "as signer.copied.before",
     "signer.last.before": "only a stop that parks passes it: test_state_kills strikes it",
@@ -305,3 +308,19 @@ def test_every_fault_in_every_command_repair_and_worker(ward: Ward, toll: Toll) 
             strike_worker(ward, point, fault)
         for first, again in REPAIRS:
             strike_twice(ward, first, again, fault)
+
+
+def test_a_unit_that_is_stopped_and_started_again_disturbs_no_life(ward: Ward, toll: Toll) -> None:
+    victim = ward.victim()
+    life = victim.life
+    process = life.start()
+    try:
+        until(lambda: life.finished_jobs() > 6)
+        ward.plant.stop_unit()
+        told = until(lambda: (said := kaizend(victim.folder, "status", "--json")).returncode == 1 and said)
+        assert "the worker unit at" in json.loads(told.stdout)["state"]
+        ward.plant.start_unit()
+        assert life.ended(process) == 0, life.last_words()
+    finally:
+        life.end()
+    ward.bury(victim)

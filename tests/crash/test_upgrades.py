@@ -20,6 +20,7 @@ from mishaps import Plant, Victim, memory_folder
 from signatures import FIELDS, rechained
 
 from state.database import MIGRATIONS, Database
+from state.failpoints import Fault
 from state.reading import Reading
 from state.records import canonical
 from state.tables import REVISION
@@ -123,3 +124,34 @@ def test_a_life_of_that_revision_goes_on_also_when_its_migration_is_killed(
     rows = victim.life.rows()
     assert sum(row["event"] == "opened" and row["parent"] is None for row in rows) == 3
     assert sum(row["event"] == "key" for row in rows) == (revision == "0001")
+
+
+@pytest.mark.parametrize("what", [Fault.ENOSPC, Fault.SHORT, Fault.EIO, Fault.SICK, "a folder in its place"])
+def test_where_the_backup_before_a_migration_cannot_be_written_nothing_is_migrated_and_the_next_start_does_it(
+    what: str, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision = EARLIER[0]
+    victim = Victim.new(plant, plant.folder / f"unwritable-{what.replace(' ', '-')}", 1)
+    assert victim.live().status == 0
+    state = victim.folder / "var"
+    brought_back(state, revision, monkeypatch)
+    backup, before = state / f"kaizend.db.backup-{revision}", dump(state / "kaizend.db")
+    if isinstance(what, Fault):
+        assert victim.struck(f"database.backup.begun={what}") == []
+        assert not [*state.glob("kaizend.db.backup*")]
+    else:
+        (backup / "taken").mkdir(parents=True)
+        done = victim.live()
+        assert (done.status, len(done.complaint)) == (2, 1), done
+        assert done.complaint[0].startswith(f"kaizend: cannot write the backup {backup}: ")
+        shutil.rmtree(backup)
+    assert revision_of(state / "kaizend.db") == revision
+    assert dump(state / "kaizend.db") == before
+    assert victim.ended(None) == []
+    assert (revision_of(state / "kaizend.db"), revision_of(backup)) == (REVISION, revision)
+
+
+def dump(file: Path) -> list[str]:
+    """Everything in a database, as SQL."""
+    with sqlite3.connect(file) as connection:
+        return list(connection.iterdump())

@@ -1,4 +1,4 @@
-"""Our e-process against an independent one: `expectation` from PyPI, where it can be installed (Python 3.12 and later).
+"""Our e-process against an independent one: `expectation` from PyPI, which `make install` installs where it can be.
 
 Its bettor at a fixed fraction multiplies (1 - l) + l E_i for e-values E_i. With E_i = (1 + D_i) / (1 + d0), which has a
 mean of at most 1 where E[D] <= d0, that is our product for the bet l; the mean over the bets is its merged e-value.

@@ -71,15 +71,13 @@ def test_a_default_life_has_all_it_needs_inside_every_default_bound(life: Path) 
 
 def test_check_says_what_a_file_would_tighten_loosen_and_refuse(life: Path) -> None:
     file = edited(life, "margin = 0.2", "margin = 0.3")
-    file.write_text(file.read_text() + """
+    file.write_text(file.read_text().replace("latency_ratio = 100.0", "latency_ratio = 0.001") + """
 [model]
 max_hidden = 63
 [search]
 operators = ["linear"]
 [drift.stable]
 kl_mean = 1e-9
-[serving]
-latency_ratio = 0.001
 """)
     found = asked(life, "bounds", "check", str(file))
     assert found["looser"] == ["guards.margin: 0.2 -> 0.3"]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,15 +45,37 @@ def test_space_is_counted_with_and_without_a_name(room):
     (room / "out" / "deep").mkdir()
     (room / "out" / "deep" / "file").write_bytes(b"x" * 100_000)
     (room / "in" / "given").write_bytes(b"x" * 100_000)                 # what a job was given is not its own
-    used, files, levels = disk_used(room, 0)
+    used, files, levels = disk_used(room)
     assert 100_000 <= used < 200_000
     assert (files, levels) == (2, 1)
     with (room / "out" / "gone").open("wb") as out:
-        before = nameless(os.getpid())
+        before = nameless([os.getpid()])
         out.write(b"x" * 300_000)
         out.flush()
         (room / "out" / "gone").unlink()
-        assert nameless(os.getpid()) - before >= 300_000
+        found = nameless([os.getpid()])
+        assert before is not None and found is not None
+        assert found - before >= 300_000
+        with os.fdopen(os.dup(out.fileno()), "wb"):                         # the same file, once more
+            assert nameless([os.getpid(), os.getpid()]) == found
+    assert nameless([2**22 + 1]) == 0
+
+
+@pytest.mark.parametrize("call", ["listdir", "stat"])
+def test_what_the_kernel_hides_is_asked_of_whoever_may_see_it(room, monkeypatch, call):
+    def hidden(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr("safety.nameless.os", SimpleNamespace(listdir=os.listdir, stat=os.stat))
+    monkeypatch.setattr(f"safety.nameless.os.{call}", hidden)
+    assert nameless([os.getpid()]) is None
+    asked = []
+    watch = Meter(os.getpid(), room, Limits(memory_gib=100.0, scratch_gib=1.0), ask=lambda pid: asked.append(pid) or 0)
+    assert asked == [os.getpid()]
+    watch.ask = lambda pid: 2 << 30
+    assert str(watch.breach(last=True)) == "resources.scratch_gib: 2 is outside 1"
+    watch.ask = lambda pid: None
+    assert watch.breach(last=True) is None
 
 
 def test_the_first_bound_that_is_broken_is_named(room, monkeypatch):

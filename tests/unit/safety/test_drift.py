@@ -11,6 +11,7 @@ import pytest
 import torch
 from court import write_lines
 from safetensors.torch import load_file, save_file
+from sealing import seal_of
 from tiny import tiny_model
 
 from safety import drift
@@ -180,8 +181,9 @@ def test_the_probe_is_drawn_from_the_tasks_and_smaller_where_their_pool_is(base:
     write_lines(pool, [(f"one two {word}", "three") for word in WORDS], lambda p, a: {"prompt": p, "answer": a})
     task = TaskSpec("words", "target", {"kind": "jsonl", "path": str(pool)})
     params = {"tasks": [task.to_json()], "probe_items": 64, "probe_seed": 1}
-    assert len(probe(JobSpec("measure", {}, params), Desk(tmp_path, {}))) == 4
-    assert "kl_mean" in measured(base, base, tmp_path, **params)["drift"]
-    pool.unlink()
+    seal = seal_of([task], tmp_path / "seal")
+    assert len(probe(JobSpec("measure", {}, params), Desk(tmp_path, {"seal": seal}))) == 4
+    desk = Desk(tmp_path, {"base": base, "result": base, "seal": seal})
+    assert "kl_mean" in measure(JobSpec("measure", dict.fromkeys(desk.inputs, "x"), params), desk).values["drift"]
     with pytest.raises(TaskError):
         probe(JobSpec("measure", {}, params), Desk(tmp_path, {}))

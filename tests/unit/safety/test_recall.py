@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from court import GENERATED, Court, canned_court
 
+from daemon.reports import status_report
 from safety.audit import audit_releases
 from safety.bounds import Bounds
 from safety.recall import to_watch, watch
 from safety.release import hindrance, nominate
 from safety.rollback import rollback
-from state.jobs import JobFailed, Parked
+from state.jobs import Desk, JobFailed, JobSpec, Parked, Produced
 from state.records import Actor, Channel, Event, JsonObject, Row, Verdict
 
 FREE = replace(Bounds(), rate=replace(Bounds().rate, dwell_seconds=0.0, cycles_between_nominations=0))
@@ -178,17 +179,94 @@ def test_a_watch_stopped_at_any_job_goes_on_and_does_no_look_twice(
     assert problems(again) == []
 
 
-def test_a_watch_that_fails_ends_with_the_reason_and_stable_stays(tmp_path: Path) -> None:
-    court = released(tmp_path)
+def failing(court: Court, times: int, failure: Exception) -> None:
+    """Let the watch's job fail so often, after a first look that is well."""
+    whole, failures = court.runner.jobs["watch"], iter(range(times))
 
-    def broken(spec: Any, desk: Any) -> Any:
-        raise JobFailed("out of memory")
+    def watching(spec: JobSpec, desk: Desk) -> Produced:
+        if spec.params["look"] and next(failures, None) is not None:
+            raise failure
+        return whole(spec, desk)
 
-    court.runner.jobs = {**court.runner.jobs, "watch": broken}
+    court.runner.jobs = {**court.runner.jobs, "watch": watching}
+
+
+@pytest.mark.parametrize("answers", [{}, {"on_new_items": -0.02}])
+def test_a_watch_whose_job_fails_once_is_begun_again_and_sees_what_it_would_have_seen(
+    tmp_path: Path, answers: dict[str, float]
+) -> None:
+    court = released(tmp_path, **answers)
+    failing(court, 1, JobFailed("out of memory"))
+    attempt = watch(court.desk)
+    assert attempt is not None
+    assert (attempt.event, attempt.verdict) == (Event.WATCHED, Verdict.CRASHED)
+    assert attempt.reason.endswith("failed, attempt 1 of 3: out of memory")
+    assert to_watch(court.ledger) is not None
     row = watch(court.desk)
     assert row is not None
-    assert (row.event, row.verdict) == (Event.WATCHED, Verdict.CRASHED)
-    assert "out of memory" in row.reason
+    undisturbed = watch(released(tmp_path / "other", **answers).desk)
+    assert undisturbed is not None
+    assert (row.event, row.verdict, row.reason) == (
+        undisturbed.event, undisturbed.verdict, undisturbed.reason.replace(
+            f"row {undisturbed.evidence['watch']['release']} ", f"row {row.evidence['watch']['release']} "))
+    assert row.evidence["watch"]["trajectory"] == undisturbed.evidence["watch"]["trajectory"]
+    looks = [spec.params["look"] for spec in court.runner.ran if spec.kind == "watch"]
+    assert looks == sorted([*set(looks), 1])                      # the look that failed, and no other, twice
+    assert to_watch(court.ledger) is None
+    assert problems(court) == []
+
+
+def told_by_status(court: Court, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    config = court.root.parent / "kaizend.toml"
+    config.write_text(f'[service]\nstate = "{court.root}"\n')
+    (court.root.parent / "bounds.toml").touch()
+    status_report(config, as_json=True)
+    told: list[str] = json.loads(capsys.readouterr().out)["warnings"]
+    return told
+
+
+def test_a_watch_whose_job_always_fails_is_given_up_and_status_says_so_while_the_model_is_stable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    court = released(tmp_path)
+    stable = court.ledger.channel(Channel.STABLE)
+    failing(court, 99, JobFailed("out of memory"))
+    rows = [row for row in (watch(court.desk), watch(court.desk)) if row]
+    assert told_by_status(court, capsys) == []
+    rows += [row for row in (watch(court.desk), watch(court.desk)) if row]
+    assert [(row.event, row.verdict) for row in rows] == [(Event.WATCHED, Verdict.CRASHED)] * 3
+    assert ["attempt 1 of 3" in rows[0].reason, "attempt 2 of 3" in rows[1].reason] == [True, True]
+    assert rows[2].reason.endswith("was given up: out of memory")
+    assert to_watch(court.ledger) is None
+    assert court.ledger.channel(Channel.STABLE) == stable
+    assert problems(court) == []
+    told, = told_by_status(court, capsys)
+    assert told == f"stable is not watched: {rows[2].reason} (row {rows[2].id})"
+    rollback(court.ledger, court.registry, None, "better safe")
+    assert told_by_status(court, capsys) == []
+
+
+@pytest.mark.parametrize("verdict", [Verdict.TIMED_OUT, Verdict.REFUSED])
+def test_a_watch_that_no_repetition_helps_is_given_up_at_once(tmp_path: Path, verdict: Verdict) -> None:
+    court = released(tmp_path)
+    failing(court, 99, JobFailed("killed, resources.scratch_gib: 2 is outside 1", verdict))
+    row = watch(court.desk)
+    assert row is not None
+    assert (row.verdict, "was given up" in row.reason) == (verdict, True)
+    assert watch(court.desk) is None
+
+
+def test_a_watch_that_takes_the_daemon_down_is_given_up_although_it_failed_before(tmp_path: Path) -> None:
+    court = released(tmp_path)
+    failing(court, 1, JobFailed("out of memory"))
+    assert watch(court.desk) is not None
+    for _ in range(3):
+        failing(court, 1, Killed())                                          # type: ignore[arg-type]
+        with pytest.raises(Killed):
+            watch(court.desk)
+    row = watch(court.desk)
+    assert row is not None
+    assert "took the daemon down 3 times" in row.reason
     assert watch(court.desk) is None
 
 

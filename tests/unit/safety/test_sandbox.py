@@ -158,6 +158,13 @@ def test_the_statements_say_what_was_tried_on_this_host(tmp_path):
     ]
     assert all(holds for _, holds, _ in found)
     assert (f"Landlock ABI {ABI}: its own room only", "yes") == (found[0][2], found[-1][2])
+    assert found[6][2] == "0.001 GiB a job, watched by the runner, files without a name included"
+
+
+def test_files_without_a_name_that_proc_hides_are_said_not_to_be_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "nameless", lambda pids: None)
+    words = {part: text for part, _, text in statements(LIMITS, tmp_path)}
+    assert words["disk"].endswith("but NOT files without a name: /proc hides them")
 
 
 def test_what_escaped_is_said_and_refused_where_the_sandbox_is_required(tmp_path, monkeypatch):

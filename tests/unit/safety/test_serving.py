@@ -11,7 +11,7 @@ from tiny import tiny_model
 from safety import serving
 from safety.bounds import Bounds
 from safety.conditions import served
-from safety.serving import ROUNDS, TOKENS, answer, measured, serve
+from safety.serving import MOST_ROUNDS, ROUNDS, TOKENS, answer, measured, serve, settled
 from safety.yardstick.items import Item
 from safety.yardstick.scoring import load_model
 from state.jobs import Desk, JobSpec
@@ -67,7 +67,7 @@ def test_models_take_turns_and_change_who_is_first(
     monkeypatch.setattr(serving, "load_model", load)
     monkeypatch.setattr(serving, "times", times)
     serve(JobSpec("serve", {}, {"probe": PROBE}), Desk(tmp_path, models))
-    assert len(met) == 2 * ROUNDS
+    assert len(met) == 2 * (ROUNDS + 1)
     assert met[:4] == ["old", "new", "new", "old"]
 
 
@@ -85,3 +85,17 @@ def test_what_is_no_number_breaks_its_limit(value: Any) -> None:
     refusal = served({**SERVED, "latency_ratio": value}, Bounds())
     assert refusal is not None
     assert refusal.bound == "serving.latency_ratio"
+
+
+def test_rounds_go_on_until_the_best_no_longer_get_better() -> None:
+    def busy(latency: float) -> serving.Round:
+        return {"new": (latency, 100.0), "old": (0.010, 100.0)}
+
+    assert not settled([busy(0.3)] * ROUNDS)
+    assert settled([busy(0.3)] * (ROUNDS + 1))
+    still = [busy(0.3)] * ROUNDS + [busy(0.02)]
+    assert not settled(still)
+    assert not settled([*still, *[busy(0.03)] * (ROUNDS - 1)])
+    assert settled([*still, *[busy(0.03)] * ROUNDS])
+    assert not settled([*still, *[busy(0.03)] * (ROUNDS - 1), {"new": (0.02, 120.0), "old": (0.010, 100.0)}])
+    assert settled([busy(0.9 ** number) for number in range(MOST_ROUNDS)])

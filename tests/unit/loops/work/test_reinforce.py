@@ -19,7 +19,7 @@ from loops.work.exercises import plain, set_exercises
 from loops.work.reinforce import segment
 from loops.work.watch import Diverged
 from safety.yardstick.items import TaskError, TaskSpec
-from safety.yardstick.tasks import draw
+from safety.yardstick.tasks import Seal, draw
 from state.records import Split
 
 
@@ -105,14 +105,14 @@ def test_no_question_is_sealed_and_none_is_in_the_probe(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(["one"])
     task = TaskSpec.from_json(TASK)
     sealed = frozenset(item.id for item in draw(task, Split.SEARCH, 3000, 1))
-    made = set_exercises([task, TaskSpec.from_json(TASK | {"name": "again"})], sealed, tokenizer, 31, 3, 20, 4)
+    made = set_exercises([task, TaskSpec.from_json(TASK | {"name": "again"})], Seal(sealed), tokenizer, 31, 3, 20, 4)
     asked = {question.item.id for question in made.questions}
     assert len(made.questions) == 31
     assert len(made.probe) == 20
     assert not asked & sealed
     assert not asked & {item.id for item in made.probe}
     with pytest.raises(TaskError, match="are needed"):
-        set_exercises([task], sealed, tokenizer, 10**6, 3, 20, 4)
+        set_exercises([task], Seal(sealed), tokenizer, 10**6, 3, 20, 4)
 
 
 def test_replay_is_part_of_the_loss(classroom: Path, whole: Any, tmp_path: Path) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sealing import seal_of
 
 from loops.architecture.genome import Definition, Operator
 from loops.work.build import build
 from loops.work.control import random_search
 from loops.work.screen import Bed, _fresh, screen
+from safety.yardstick.items import TaskSpec
 from safety.yardstick.scoring import load_model
 from state.jobs import Desk, JobSpec
 from state.records import JsonObject, canonical
@@ -79,9 +80,8 @@ def test_a_candidate_that_is_not_above_the_incumbent_costs_no_fresh_item(desk_of
 def test_fresh_items_are_neither_shared_nor_sealed(desk_of: Make, task: JsonObject, tmp_path: Path) -> None:
     spec = spec_of(task, CHANGE)
     banned = [item.id for item in Bed.of(spec, desk_of()).drawn(40, 1)[0].items]
-    (tmp_path / "seal").mkdir()
-    (tmp_path / "seal" / "both.json").write_text(json.dumps(banned))
-    desk = Desk(tmp_path, {**desk_of().inputs, "seal": tmp_path / "seal"}, cache={})
+    seal = seal_of([TaskSpec.from_json(task)], tmp_path / "seal", banned)
+    desk = Desk(tmp_path, {**desk_of().inputs, "seal": seal}, cache={})
     sealed = Bed.of(JobSpec("screen", {**spec.inputs, "seal": "s"}, spec.params), desk)
     shared = sealed.drawn(64, 1)
     fresh = {item.id for item in _fresh(sealed, shared)[0].items}

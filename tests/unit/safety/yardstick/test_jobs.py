@@ -13,7 +13,7 @@ from safety.yardstick.bilingual import VOCABULARY
 from safety.yardstick.items import TaskSpec
 from safety.yardstick.jobs import compare, items_of, score
 from safety.yardstick.sealed import load_guard, load_vault, seal_tasks
-from safety.yardstick.tasks import draw, sealed_ids
+from safety.yardstick.tasks import Seal, draw, sealed_ids
 from state.jobs import Desk, JobSpec, Produced
 from state.records import Split
 
@@ -29,8 +29,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     sealing = folder / "sealing"
     sealing.mkdir()
     sealed = seal_tasks(JobSpec("seal", {}, {"tasks": TASKS}, 1), Desk(sealing, {}))
-    ids = sealed_ids(sealed.outputs["seal"])
-    pairs = [(i.prompt, i.answer) for task in (MATHS, COPYING) for i in draw(task, Split.SEARCH, 48, 5, ids)]
+    seal = Seal.of(sealed.outputs)
+    pairs = [(i.prompt, i.answer) for task in (MATHS, COPYING) for i in draw(task, Split.SEARCH, 48, 5, seal)]
     old = tiny_model(folder / "old", VOCABULARY[3:], layers=1)
     return {"old": old, "new": teach(old, pairs, folder / "new", steps=180, rate=1e-2), **sealed.outputs}
 
@@ -95,12 +95,14 @@ def test_a_model_against_itself_is_no_better(house: dict[str, Path], tmp_path: P
     assert produced.values["pooled"]["p_value"] == 1.0 and produced.values["race"]["decision"] != "better"
 
 
-@pytest.mark.parametrize(("kind", "params"), [("score", {"split": "vault"}), ("score", {}), ("compare", {"count": 5})])
-def test_no_job_but_a_report_reads_the_vault(
-    house: dict[str, Path], tmp_path: Path, kind: str, params: dict[str, Any]
+@pytest.mark.parametrize("split", ["vault", "guard"])
+@pytest.mark.parametrize(("kind", "asks"), [("score", True), ("score", False), ("compare", False)])
+def test_no_job_but_a_report_reads_a_sealed_split(
+    house: dict[str, Path], tmp_path: Path, kind: str, asks: bool, split: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"a {kind} job may not read the vault"):
-        ask(house, tmp_path, kind, BOTH | {"vault": "vault"}, **params)
+    params = {"split": split} if asks else {"count": 5}
+    with pytest.raises(ValueError, match=f"a {kind} job may not read the {split}"):
+        ask(house, tmp_path, kind, BOTH | {split: split}, **params)
 
 
 def test_the_vault_cannot_be_asked_for_without_its_input(house: dict[str, Path], tmp_path: Path) -> None:
@@ -110,11 +112,11 @@ def test_the_vault_cannot_be_asked_for_without_its_input(house: dict[str, Path],
         ask(house, tmp_path, "report", BOTH, split="vault")
 
 
-def test_a_report_reads_the_vault_and_the_guard_split_is_read_from_its_input(
+def test_a_report_reads_both_sealed_splits_from_its_inputs(
     house: dict[str, Path], tmp_path: Path
 ) -> None:
     vault = ask(house, tmp_path, "report", {"model:new": "new", "vault": "vault"}, split="vault", tasks=TASKS[:1])
-    guard = ask(house, tmp_path, "score", {"model:new": "new", "guard": "guard"}, split="guard", tasks=TASKS[1:])
+    guard = ask(house, tmp_path, "report", {"model:new": "new", "guard": "guard"}, split="guard", tasks=TASKS[1:])
     assert vault.values["new"]["maths2"]["n"] == len(load_vault(house["vault"], MATHS)) == 30
     assert guard.values["new"]["copying2"]["n"] == len(load_guard(house["guard"], COPYING)) == 25
 

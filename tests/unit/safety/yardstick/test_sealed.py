@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.sealed import load_guard, load_vault, overlapping, seal_tasks
-from safety.yardstick.tasks import draw, sealed_ids
+from safety.yardstick.tasks import Seal, draw, pinned, read_jsonl, unplaced
 from state.jobs import Desk, JobSpec, Produced
 from state.records import Split
 
@@ -43,13 +44,45 @@ def test_sealed_splits_have_the_asked_sizes_and_share_nothing_even_from_one_pool
     assert produced.values["vault"]["sums"]["items"] == 20 and len(produced.values["guard"]["naming"]["digest"]) == 64
 
 
-def test_the_seal_keeps_every_sealed_item_out_of_search_and_holds_no_contents(tmp_path: Path) -> None:
+def test_the_seal_keeps_every_sealed_item_out_of_search_and_holds_none(tmp_path: Path) -> None:
     produced, tasks = sealed(tmp_path)
-    ids = sealed_ids(produced.outputs["seal"])
-    assert len(ids) == 47
-    assert all("what is" not in path.read_text() for path in produced.outputs["seal"].iterdir())
+    seal = Seal.of(produced.outputs)
+    assert len(seal.ids) == 47
+    kept = [item for task in tasks[:1] for item in load_vault(produced.outputs["vault"], task)]
+    kept += [item for task in tasks[1:] for item in load_guard(produced.outputs["guard"], task)]
+    held = b"".join(path.read_bytes() for path in produced.outputs["seal"].iterdir())
+    assert not [item.prompt for item in kept if f'"{item.prompt}"'.encode() in held]
     for task in tasks:
-        assert not ids & {item.id for item in draw(task, Split.SEARCH, 40, 1, ids)}
+        assert not seal.ids & {item.id for item in draw(task, Split.SEARCH, 40, 1, seal)}
+
+
+def test_the_pools_are_the_rest_of_the_file_whichever_task_sealed_the_others(tmp_path: Path) -> None:
+    produced, tasks = sealed(tmp_path)
+    seal, whole = Seal.of(produced.outputs), {item.id for item in read_jsonl(tmp_path / "pool.jsonl")}
+    for task in tasks[:2]:
+        assert {item.id for item in seal.pool(task)} == whole - seal.ids
+    assert not (produced.outputs["seal"] / "naming.jsonl").exists()
+
+
+def test_search_draws_are_those_from_before_there_were_pools(tmp_path: Path) -> None:
+    """The order is of the items and the seed alone: taken down when draws read the whole file."""
+    produced, tasks = sealed(tmp_path)
+    for task in (unplaced(pinned(task)) for task in tasks[:2]):
+        drawn = {seed: draw(task, Split.SEARCH, 6, seed, Seal.of(produced.outputs)) for seed in (5, 6)}
+        assert [int(item.answer) - 1 for item in drawn[5]] == [21, 38, 48, 55, 16, 52]
+        assert [int(item.answer) - 1 for item in drawn[6]] == [17, 12, 1, 18, 57, 27]
+
+
+def test_an_earlier_seal_is_completed_by_the_pools_and_nothing_else(tmp_path: Path) -> None:
+    produced, tasks = sealed(tmp_path)
+    earlier = tmp_path / "earlier"
+    shutil.copytree(produced.outputs["seal"], earlier, ignore=shutil.ignore_patterns("*.jsonl"))
+    (tmp_path / "again").mkdir()
+    spec = JobSpec("seal", {"seal": "s"}, {"tasks": [task.to_json() for task in tasks[:2]]})
+    again = seal_tasks(spec, Desk(tmp_path / "again", {"seal": earlier}))
+    assert set(again.outputs) == {"seal"}
+    contents = [{file.name: file.read_bytes() for file in made.outputs["seal"].iterdir()} for made in (produced, again)]
+    assert contents[0] == contents[1]
 
 
 def test_sealing_again_gives_the_same_bytes(tmp_path: Path) -> None:

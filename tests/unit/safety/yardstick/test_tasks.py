@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sealing import seal_of
 
-from safety.yardstick.items import Item, TaskSpec
-from safety.yardstick.tasks import TaskError, draw, pinned, read_jsonl, sealed_ids, take
+from safety.yardstick.items import Item, TaskSpec, read_items, write_items
+from safety.yardstick.tasks import Seal, TaskError, draw, pinned, read_jsonl, sealed_ids, take, unplaced
 from state.records import Split
 
 Make = Callable[[Path], TaskSpec]
@@ -38,12 +39,17 @@ def ids(items: list[Item]) -> set[str]:
     return {item.id for item in items}
 
 
+def sealed(task: TaskSpec, folder: Path, items: list[Item] | None = None) -> Seal:
+    return Seal.of({"seal": seal_of([task], folder / "seal", ids(items or []))})
+
+
 @every_source
 def test_equal_seeds_draw_equal_items_and_other_seeds_draw_others(make: Make, tmp_path: Path) -> None:
     task = make(tmp_path)
-    first = draw(task, Split.SEARCH, 20, 1)
-    assert first == draw(task, Split.SEARCH, 20, 1)
-    assert first != draw(task, Split.SEARCH, 20, 2)
+    seal = sealed(task, tmp_path)
+    first = draw(task, Split.SEARCH, 20, 1, seal)
+    assert first == draw(task, Split.SEARCH, 20, 1, seal)
+    assert first != draw(task, Split.SEARCH, 20, 2, seal)
 
 
 @every_source
@@ -51,27 +57,44 @@ def test_no_split_shares_an_item_with_another_and_none_repeats(make: Make, tmp_p
     task = make(tmp_path)
     vault = take(task, Split.VAULT, 10, 3, frozenset())
     guard = take(task, Split.GUARD, 10, 3, frozenset())
-    search = [draw(task, Split.SEARCH, 30, seed, frozenset(ids(vault + guard))) for seed in range(4)]
+    search = [draw(task, Split.SEARCH, 30, seed, sealed(task, tmp_path, vault + guard)) for seed in range(4)]
     assert len(ids(vault)) == len(ids(guard)) == 10 and all(len(ids(items)) == 30 for items in search)
     assert not ids(vault) & ids(guard)
     assert not any(ids(vault + guard) & ids(items) for items in search)
 
 
 @every_source
-def test_the_vault_cannot_be_drawn(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="vault"):
-        draw(make(tmp_path), Split.VAULT, 1, 1)
+@pytest.mark.parametrize("split", [Split.VAULT, Split.GUARD])
+def test_a_sealed_split_cannot_be_drawn(make: Make, split: Split, tmp_path: Path) -> None:
+    task = make(tmp_path)
+    with pytest.raises(TaskError, match=f"the {split} is drawn once"):
+        draw(task, split, 1, 1, sealed(task, tmp_path))
 
 
-def test_search_items_of_a_file_are_not_its_vault_even_without_a_seal(tmp_path: Path) -> None:
+def test_a_pool_holds_nothing_of_its_tasks_vault_even_where_nothing_is_sealed_yet(tmp_path: Path) -> None:
     task = jsonl_task(tmp_path)
-    assert not ids(draw(task, Split.SEARCH, 40, 1)) & ids(take(task, Split.VAULT, 10, 9, frozenset()))
+    searched = draw(task, Split.SEARCH, 40, 1, sealed(task, tmp_path))
+    assert not ids(searched) & ids(take(task, Split.VAULT, 10, 9, frozenset()))
+
+
+def test_draws_of_a_file_go_by_the_pool_and_never_by_the_file(tmp_path: Path) -> None:
+    task = pinned(jsonl_task(tmp_path))
+    seal = sealed(task, tmp_path)
+    before = draw(task, Split.SEARCH, 40, 1, seal)
+    (tmp_path / "sums.jsonl").unlink()
+    assert draw(task, Split.SEARCH, 40, 1, seal) == draw(unplaced(task), Split.SEARCH, 40, 1, seal) == before
+    assert "path" not in unplaced(task).source
+    with pytest.raises(TaskError, match="the seal has no pool of it"):
+        draw(task, Split.SEARCH, 1, 1)
+    (tmp_path / "seal" / "sums.jsonl").unlink()
+    with pytest.raises(TaskError, match="the seal has no pool of it"):
+        draw(task, Split.SEARCH, 1, 1, seal)
 
 
 def test_a_sealed_item_is_replaced_by_the_next_one(tmp_path: Path) -> None:
     task = gym_task(tmp_path)
     first = draw(task, Split.SEARCH, 5, 1)
-    again = draw(task, Split.SEARCH, 5, 1, frozenset({first[0].id}))
+    again = draw(task, Split.SEARCH, 5, 1, Seal(frozenset({first[0].id})))
     assert again[:4] == first[1:] and len(again) == 5
 
 
@@ -79,9 +102,12 @@ def test_one_question_written_twice_is_one_item(tmp_path: Path) -> None:
     path = tmp_path / "twice.jsonl"
     path.write_text('{"prompt": "a b", "answer": "c"}\n{"prompt": "A  b", "answer": "c"}\n')
     task = TaskSpec("twice", "guard", {"kind": "jsonl", "path": str(path)})
-    assert len(draw(task, Split.SEARCH, 1, 1)) == 1
+    seal = sealed(task, tmp_path)
+    assert len(draw(task, Split.SEARCH, 1, 1, seal)) == 1
     with pytest.raises(TaskError, match=r"twice\.jsonl has 1 search items, 2 are needed"):
-        draw(task, Split.SEARCH, 2, 1)
+        draw(task, Split.SEARCH, 2, 1, seal)
+    with pytest.raises(TaskError, match=r"the pool of its file has 1 search items, 2 are needed"):
+        draw(unplaced(pinned(task)), Split.SEARCH, 2, 1, seal)
 
 
 def test_generated_items_come_from_other_numbers_in_every_split(tmp_path: Path) -> None:
@@ -114,15 +140,21 @@ def test_a_bad_file_is_refused_naming_file_line_and_field(tmp_path: Path, conten
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     task = TaskSpec("gone", "guard", {"kind": "jsonl", "path": str(tmp_path / "gone.jsonl")})
     with pytest.raises(TaskError, match=r"gone\.jsonl: No such file"):
-        draw(task, Split.SEARCH, 1, 1)
+        take(task, Split.GUARD, 1, 1, frozenset())
 
 
 def test_a_pinned_file_that_changed_is_refused(tmp_path: Path) -> None:
     task = pinned(jsonl_task(tmp_path))
-    assert len(draw(task, Split.SEARCH, 5, 1)) == 5
+    assert len(take(task, Split.VAULT, 5, 1, frozenset())) == 5
     jsonl_task(tmp_path, rows=61)
     with pytest.raises(TaskError, match="has changed"):
-        draw(task, Split.SEARCH, 5, 1)
+        take(task, Split.VAULT, 5, 1, frozenset())
+
+
+def test_items_survive_their_file_whatever_stands_in_them(tmp_path: Path) -> None:
+    items = [Item.of(f"a{mark}b", f"c{mark}d") for mark in "\u2028\u2029\x85\r\n\x0b\x1e"]
+    write_items(tmp_path / "items.jsonl", items)
+    assert read_items(tmp_path / "items.jsonl") == items
 
 
 @pytest.mark.parametrize(
