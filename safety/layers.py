@@ -54,7 +54,7 @@ def depth_of(folder: Path) -> int:
 def obstacle(config: JsonObject) -> str | None:
     """Why no path can be laid through the layers of a model with this config, in words; None where one can."""
     kind, depth = config.get("model_type"), layers_of(config, {})
-    if kind not in PRE_NORM:
+    if not isinstance(kind, str) or kind not in PRE_NORM:
         return f"no path can be laid through layers of model_type {kind!r}: known are {', '.join(sorted(PRE_NORM))}"
     if not depth or not any(key in config for key in LAYER_KEYS):
         return "config.json does not say how many layers there are"
