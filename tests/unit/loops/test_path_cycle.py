@@ -49,14 +49,14 @@ def spoiled(expert: Path, folder: Path) -> Path:
 
 
 def test_a_path_is_screened_built_promoted_and_loaded_by_plain_transformers(
-    zoo: dict[str, Path], task: JsonObject, tmp_path: Path
+    zoo: dict[str, Path], task: JsonObject, seal: Path, tmp_path: Path
 ) -> None:
     court = Court(tmp_path, {"screen": screen, "build": build, "compare": compare, "measure": measure})
     start = court.registry.add_copy(spoiled(zoo["one"], tmp_path), "model")
     court.ledger.append(Entry(Event.GENESIS, "a start", result=start), move=dict.fromkeys(Channel, start))
     house = House(court.ledger, court.runner, Bounds, "code", 7)
     inner: Any = None
-    loop = ArchitectureLoop(SETTINGS, [task], inner, start, (start,),
+    loop = ArchitectureLoop(SETTINGS, [task], inner, start, (start,), court.registry.add_copy(seal, "seal"),
                             depth=lambda digest: depth_of(court.registry.path(digest)))
     for ordinal in range(30):
         outcome = run_cycle(house, loop, None, ordinal, start, start, Budget(1e6, 10**9, 100))
@@ -83,7 +83,7 @@ def test_a_path_is_screened_built_promoted_and_loaded_by_plain_transformers(
         made, *_ = ancestry(reading, working)
     assert made == (working, f"row {row.id}: path of {depth} layers through 1 model", [start])
 
-    drift = measure(JobSpec("measure", {}, {"tasks": [task], "probe_items": 8}),
-                    Desk(tmp_path, {"base": court.registry.path(start), "result": folder})).values["drift"]
+    desk = Desk(tmp_path, {"base": court.registry.path(start), "result": folder, "seal": seal})
+    drift = measure(JobSpec("measure", {}, {"tasks": [task], "probe_items": 8}), desk).values["drift"]
     assert drift["relative_frobenius"] < 1.0                        # layers that were there, scaled where they write
     assert drift["kl_mean"] > 0.0

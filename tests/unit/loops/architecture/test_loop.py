@@ -411,9 +411,9 @@ def test_a_whole_life_repeats_itself_from_its_states() -> None:
 
 
 def test_with_real_models_and_jobs_a_merge_of_two_experts_becomes_the_incumbent(
-    zoo: dict[str, Path], task: JsonObject, tmp_path: Path
+    zoo: dict[str, Path], task: JsonObject, seal: Path, tmp_path: Path
 ) -> None:
-    models, cache = dict(zoo), dict[str, Any]()
+    models, cache = {**zoo, "sealed": seal}, dict[str, Any]()
 
     def answer(spec: JobSpec) -> JobResult:
         folder = tmp_path / spec.digest
@@ -427,7 +427,7 @@ def test_with_real_models_and_jobs_a_merge_of_two_experts_becomes_the_incumbent(
 
     settings = replace(SETTINGS, fitness_items=64, fresh_items=160, batch_items=32, score_batch=32, patience=99)
     inner: Any = Inner()
-    loop = ArchitectureLoop(settings, [task], inner, "base", ("one", "two"))
+    loop = ArchitectureLoop(settings, [task], inner, "base", ("one", "two"), "sealed")
     state, working = loop.start(), "base"
     for _ in range(12):
         outcome, state = once(loop, state, Scripted(answer), working)
