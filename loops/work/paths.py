@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -39,17 +40,35 @@ def write_config(change: JsonObject, folders: Mapping[str, Path], file: Path) ->
     file.write_text(json.dumps(path_config(change, folders), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def path_tensors(change: JsonObject, models: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the path, in name order. `models` maps every digest of `models_of(change)` to its tensors.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a tensor of a path comes from: model, tensor, and what it is multiplied by; `again` where an earlier tensor
+    of the path is the same.
+    """
+
+    model: str
+    tensor: str
+    factor: float = 1.0
+    again: bool = False
+
+    def taken(self, models: Mapping[str, Tensors]) -> Tensor:
+        """The tensor in its stored dtype; a shared one is copied, so that what is written is not one for two."""
+        held = models[self.model][self.tensor]
+        if self.factor != 1.0:
+            return (held.float() * self.factor).to(held.dtype)
+        return held.clone() if self.again else held
+
+
+def path_sources(change: JsonObject, models: Mapping[str, Collection[str]]) -> dict[str, Source]:
+    """Where each tensor of the path comes from, in name order, by the names of the models' tensors.
 
     ValueError for a layer that no model has, or one that cannot be scaled.
     """
     stacks = {digest: _stack(digest, models[digest]) for digest in models_of(change)}
     template = template_of(change)
     outer, _ = stacks[template]
-    sources: dict[str, tuple[str, str, float]] = {
-        name: (template, name, 1.0) for name in models[template] if place_of(name) is None
-    }
+    sources = {name: Source(template, name) for name in models[template] if place_of(name) is None}
+    met: set[tuple[int, int]] = set()
     factor = 1.0
     for place, ((model, layer), scale) in enumerate(zip(change["layers"], change["scales"], strict=True)):
         digest = change["parents"][model]
@@ -60,19 +79,19 @@ def path_tensors(change: JsonObject, models: Mapping[str, Tensors]) -> Iterator[
         if factor != 1.0 and not any(writes(name) for name in layers[layer]):
             raise ValueError(f"layer {layer} of model {digest[:12]} cannot be scaled: where it writes is not known")
         for name, tensor in layers[layer].items():
-            sources[f"{outer}.{place}.{name}"] = (digest, tensor, factor if writes(name) else 1.0)
-    seen: set[tuple[str, str]] = set()
-    for name in sorted(sources, key=_natural):
-        digest, tensor, by = sources[name]
-        held = models[digest][tensor]
-        if by != 1.0:
-            yield name, (held.float() * by).to(held.dtype)
-        else:
-            yield name, held.clone() if (digest, tensor) in seen else held
-            seen.add((digest, tensor))
+            by = factor if writes(name) else 1.0
+            sources[f"{outer}.{place}.{name}"] = Source(digest, tensor, by, (model, layer) in met)
+        met.add((model, layer))
+    return {name: sources[name] for name in sorted(sources, key=_natural)}
 
 
-def _stack(digest: str, tensors: Tensors) -> tuple[str, dict[int, dict[str, str]]]:
+def path_tensors(change: JsonObject, models: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the path, in name order. `models` maps every digest of `models_of(change)` to its tensors."""
+    for name, source in path_sources(change, models).items():
+        yield name, source.taken(models)
+
+
+def _stack(digest: str, tensors: Collection[str]) -> tuple[str, dict[int, dict[str, str]]]:
     """What a model's layers are called, and of each layer {name within it: tensor}."""
     layers: dict[int, dict[str, str]] = {}
     outer = set()
