@@ -15,9 +15,9 @@ from daemon.genesis import (
     has_pool,
     in_roles,
     model_folders,
+    model_problems,
     placed_tasks,
     same_task,
-    unsearchable,
 )
 from daemon.places import Places, find_config, read_places
 from daemon.reports import artefact_path, out
@@ -26,7 +26,7 @@ from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.licences import licences_of
-from safety.preflight import preflight, scope_in_words
+from safety.preflight import scope_in_words
 from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
@@ -76,9 +76,8 @@ def _packages() -> Iterator[Finding]:
 
 
 def _models(settings: Settings, root: Path, bounds: Bounds) -> Iterator[Finding]:
-    folders, (whole, parents) = model_folders(settings, root), in_roles(settings, root)
-    problems = preflight(whole, bounds, parents)
-    problems += unsearchable(settings, whole, parents) if not problems else []
+    folders, (whole, _) = model_folders(settings, root), in_roles(settings, root)
+    problems = model_problems(settings, root, bounds)
     for problem in problems:
         yield f"model {problem.check}", False, str(problem)
     if not problems:

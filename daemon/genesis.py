@@ -14,10 +14,10 @@ from itertools import chain
 from pathlib import Path
 
 from daemon.settings import Settings
-from loops.architecture.settings import SearchKind
+from loops.architecture.settings import SearchKind, Space
 from safety.admission import admit_input
 from safety.bounds import Bounds
-from safety.preflight import Problem, preflight, scope_in_words
+from safety.preflight import Problem, path_problems, preflight, scope_in_words
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import of_a_file, pinned, pool_file, read_jsonl, unplaced
 from state import given
@@ -87,13 +87,24 @@ def unsearchable(settings: Settings, whole: Sequence[Path], parents: Sequence[Pa
     return [Problem(parent, "search", text) for parent in parents if scope_in_words(whole[0], parent)]
 
 
+def model_problems(settings: Settings, root: Path, bounds: Bounds) -> list[Problem]:
+    """What is wrong with the models, by their headers, for the search that is asked for."""
+    whole, parents = in_roles(settings, root)
+    problems = preflight(whole, bounds, parents)
+    if settings.architecture.space is not Space.PARAMETER:
+        problems += path_problems(list(dict.fromkeys([*whole, *parents])))
+    return problems or unsearchable(settings, whole, parents)
+
+
 def begin(
     settings: Settings, root: Path, ledger: Ledger, registry: Registry, runner: Runner, bounds: Bounds, code: str
 ) -> Beginnings:
     """Read the GENESIS row, or make it. Raises UserError for models, data or tasks that cannot be used."""
     row = ledger.latest(Event.GENESIS)
     if row is not None:
-        return _taken_up(settings, root, row, registry, runner, code)
+        begun = _taken_up(settings, root, row, registry, runner, code)
+        _refuse_impossible_paths(settings, [registry.path(digest) for digest in (begun.base, *begun.parents)])
+        return begun
     tasks = resolved_tasks(settings, root)
     refuse_unusable(settings, root, bounds)
     models = _models(model_folders(settings, root), registry, runner, bounds, code)
@@ -158,9 +169,7 @@ def changed_files(tasks: Sequence[TaskSpec], begun: Sequence[TaskSpec]) -> Itera
 
 def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
     """Raise UserError for models, data and tasks that cannot be used, as far as that shows without a worker."""
-    whole, parents = in_roles(settings, root)
-    problems = preflight(whole, bounds, parents)
-    problems += unsearchable(settings, whole, parents) if not problems else []
+    problems = model_problems(settings, root, bounds)
     if problems:
         more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
         raise UserError(f"{problems[0]}{more}")
@@ -170,6 +179,13 @@ def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
     for task in resolved_tasks(settings, root):
         if of_a_file(task):
             read_jsonl(Path(task.source["path"]))
+
+
+def _refuse_impossible_paths(settings: Settings, folders: list[Path]) -> None:
+    """A life may be told to search paths long after it began with models that none can be laid through."""
+    problems = path_problems(folders) if settings.architecture.space is not Space.PARAMETER else []
+    if problems:
+        raise ConfigurationError(f"architecture.space: {problems[0]}")
 
 
 def named_in(settings: Settings) -> JsonObject:

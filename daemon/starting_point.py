@@ -51,6 +51,7 @@ tokens = 100_000_000
 trials = 512
 
 [architecture]
+space = "parameter"                       # parameter (merges), data_flow (paths through layers) or both in turn
 search = "cmaes"                          # cmaes, m2n2 or random
 operators = ["task_arithmetic"]           # each gets a stage of its own; docs/operators.md says what there are
 patience = 24                             # merges in a row without a promotion before training starts

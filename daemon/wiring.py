@@ -25,6 +25,7 @@ from loops.pipeline.loop import PipelineLoop
 from loops.reward.loop import RewardLoop, frozen, rearm
 from safety.bounds import load_bounds
 from safety.breaker import JOULES_PER_KWH, Breaker, Signs
+from safety.layers import depth_of
 from safety.noise import too_noisy
 from safety.protected import stopped
 from safety.release import ReleaseDesk, Seals, noise_now
@@ -193,18 +194,18 @@ def wire(
         )
         return Works(
             settings, places, database, registry, ledger, jobbook, runner, bounds, beginnings, house, desk,
-            loops_of(settings, beginnings), flags, closing.pop_all(),
+            loops_of(settings, beginnings, lambda digest: depth_of(registry.path(digest))), flags, closing.pop_all(),
         )
 
 
-def loops_of(settings: Settings, beginnings: Beginnings) -> Loop:
-    """The nest: architecture is given pipeline, which is given reward."""
+def loops_of(settings: Settings, beginnings: Beginnings, depth: Callable[[str], int]) -> Loop:
+    """The nest: architecture is given pipeline, which is given reward. `depth` tells how many layers a model has."""
     tasks: list[dict[str, Any]] = [task.to_json() for task in beginnings.targets]
     guards = [task.to_json() for task in beginnings.tasks if task.role == "guard"]
     reward = RewardLoop(settings.reward, tasks, beginnings.seal, beginnings.data)
     pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, beginnings.data, reward)
     return ArchitectureLoop(
-        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards
+        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards, depth
     )
 
 

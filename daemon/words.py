@@ -47,6 +47,9 @@ def change_in_words(change: JsonObject) -> str:
     kind = change.get("kind")
     if kind == "merge":
         return f"{change.get('operator')} of {len(change.get('parents', []))}"
+    if kind == "path":
+        layers, models = len(change.get("layers", [])), len(change.get("parents", []))
+        return f"path of {layers} layers through {models} model{'s' if models != 1 else ''}"
     if kind == "keep":
         return "train the incumbent"
     return str(kind) if kind else ""

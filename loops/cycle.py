@@ -118,7 +118,7 @@ def judged(house: House, loop: Loop, cycle: Cycle, bench: Bench) -> Outcome:
     if outcome.verdict is not Verdict.PROMOTED:
         return outcome
     refusal, readings = inspect_model(
-        house.bounds(), bench.job, candidate.base, outcome.result, candidate.change.get("kind")
+        house.bounds(), bench.job, candidate.base, outcome.result, candidate.change
     )
     return (refusal.outcome() if refusal else outcome).with_warnings(house.bounds().warnings(readings))
 

@@ -117,8 +117,29 @@ def _architecture(bounds: Bounds, change: JsonObject) -> Findings:
             if gene in (WEIGHTS, SCALES):
                 name, low, high = "search.weight", search.min_weight, search.max_weight
             yield from (_between(name, number, low, high) for number in _numbers(change.get(gene.name)))
+    elif kind == "path":
+        yield _listed("search.operators", "path", search.operators)
+        yield _parents(bounds, change)
+        yield from _path(bounds, change)
     else:
-        yield Refusal("search.kind", kind, ["merge", "crossover", "keep"])
+        yield Refusal("search.kind", kind, ["merge", "crossover", "path", "keep"])
+
+
+def _path(bounds: Bounds, change: JsonObject) -> Findings:
+    """Depth and scales of a path; its layers must be layers of its parents, as far as a change can tell."""
+    layers, scales, parents = (change.get(key) for key in ("layers", "scales", "parents"))
+    sound = isinstance(layers, list) and all(
+        isinstance(layer, list) and len(layer) == 2 and all(type(entry) is int and entry >= 0 for entry in layer)
+        for layer in layers
+    )
+    if not sound or not isinstance(layers, list) or not isinstance(scales, list) or len(scales) != len(layers):
+        yield Refusal("search.path", "another form", "a list of [parent, layer] with a scale for each")
+        return
+    yield _between("model.max_layers", len(layers), 1, bounds.model.max_layers)
+    known = len(parents) if isinstance(parents, list) else 0
+    yield from (_between("search.path", model, 0, known - 1) for model, _ in layers)
+    search = bounds.search
+    yield from (_between("search.scale", scale, search.min_scale, search.max_scale) for scale in scales)
 
 
 def _parents(bounds: Bounds, change: JsonObject) -> Refusal | None:

@@ -1,14 +1,16 @@
 """Job "measure": what a model is, and how far it moved from an earlier one.
 
-Weights are compared tensor by tensor, streamed from safetensors, in float32; behaviour on a probe of search items,
-both models in memory. Not here: the limits (`safety.bounds`). Invariants: the same two folders give the same numbers;
-a number that is not finite comes out as text, which no limit accepts; what cannot be compared is left out.
+Weights are compared tensor by tensor, each read when it is needed, in float32, a layer that stood elsewhere with the
+layer it was (`counterparts`); behaviour on a probe of search items, both models in memory. Not here: the limits
+(`safety.bounds`). Invariants: the same two folders give the same numbers; a number that is not finite comes out as
+text, which no limit accepts; what cannot be compared is left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from safety.headers import EMBEDDING, TensorHeader, facts_of, tensor_headers, unlike
+from safety.headers import EMBEDDING, TensorHeader, by_layer, facts_of, tensor_headers, unlike
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import Scored, encode_items, generate_texts, load_model, pad_id
 from safety.yardstick.tasks import Seal, draw_some
@@ -27,6 +29,8 @@ ROUNDS = 10                # of the power iteration (ALGORITHMS 10)
 FLOOR = 0.01               # root mean square below which a tensor counts as this large: zero tensors have no scale
 PROBE_ROWS = 8
 BINS = 10                  # of confidence, for calibration
+CORNER = 64                # rows and columns of a matrix that show which layer it is
+_Files = Callable[[str], Any]     # the open file that a tensor is in, by the tensor's name
 GENERATED = 32             # probe items whose answer lengths are compared, at most, spread over all tasks
 
 
@@ -45,7 +49,7 @@ def measure(spec: JobSpec, desk: Desk) -> Produced:
     )
     facts = {**facts_of(folder), "non_finite": broken}
     if "like" in desk.inputs:
-        facts["unlike"] = unlike(folder, desk.inputs["like"])
+        facts["unlike"] = unlike(folder, desk.inputs["like"], bool(spec.params.get("any_depth")))
     drift: JsonObject = {}
     more: JsonObject = {}
     if "base" in desk.inputs and not broken:
@@ -105,23 +109,72 @@ class Change:
 
 
 def weight_drift(base: dict[str, TensorHeader], result: dict[str, TensorHeader], device: str = "cpu") -> JsonObject:
-    """Relative change of the weights; empty where no tensor of the result is in the base with the same shape."""
-    common = {n: h for n, h in result.items() if n in base and base[n].shape == h.shape and h.count}
-    if not common:
-        return {}
-    change = Change()
-    earlier = tensors({name: base[name] for name in common})
-    held: dict[str, torch.Tensor] = {}
-    for name, after in tensors(common):
-        while name not in held:                 # the two folders may be cut into files differently
-            place, tensor = next(earlier)
-            held[place] = tensor
-        change.add(name, held.pop(name).to(device, torch.float32), after.to(device, torch.float32))
+    """Relative change of the weights; empty where no tensor of the result has a counterpart in the base."""
+    with _reading(base) as before, _reading(result) as after:
+        pairs = counterparts(base, result, before, after)
+        if not pairs:
+            return {}
+        change = Change()
+        for name, earlier in pairs.items():
+            held = before(earlier).get_tensor(earlier), after(name).get_tensor(name)
+            change.add(name, *(tensor.to(device, torch.float32) for tensor in held))
     drift: JsonObject = {
         "relative_frobenius": math.sqrt(change.moved) / max(math.sqrt(change.size), 1e-12),
         "tensor_frobenius": change.tensor, "spectral": change.spectral,
     }
     return drift | ({"embedding_norm": max(change.rows.values())} if change.rows else {})
+
+
+def counterparts(
+    base: dict[str, TensorHeader], result: dict[str, TensorHeader], before: _Files, after: _Files
+) -> dict[str, str]:
+    """The tensor of the base that each tensor of the result is to be compared with; what has none is left out.
+
+    It is the one of its name and shape. But a layer that is less than half as far from a layer at another place, or has
+    none at its own, counts as that one: so a path is measured by what became of its layers, not by where they stand.
+    How far two layers are shows on a corner of each of their matrices.
+    """
+    (outside, layers), (known, earlier) = by_layer(result), by_layer(base)
+    pairs = {n: n for n, header in outside.items() if n in known and known[n].shape == header.shape and header.count}
+    corners = {layer: _corners(layer, tensors, before) for layer, tensors in earlier.items()}
+    for layer, tensors in layers.items():
+        shapes = {name: header.shape for name, header in tensors.items()}
+        alike = [there for there, held in earlier.items() if shapes == {name: held[name].shape for name in held}]
+        own = _corners(layer, tensors, after)
+        far = {there: _apart(own, corners[there]) for there in alike}
+        nearest = min(far, key=lambda there: (far[there], there), default=layer)
+        if (layer in far and far[nearest] >= far[layer] / 2) or not far:
+            nearest = layer
+        there = earlier.get(nearest, {})
+        pairs |= {
+            f"{layer}.{name}": f"{nearest}.{name}" for name, header in tensors.items()
+            if name in there and there[name].shape == header.shape and header.count
+        }
+    return pairs
+
+
+def _corners(layer: str, tensors: dict[str, TensorHeader], read: _Files) -> dict[str, torch.Tensor]:
+    return {
+        name: read(f"{layer}.{name}").get_slice(f"{layer}.{name}")[:CORNER, :CORNER].float()
+        for name, header in sorted(tensors.items()) if len(header.shape) == 2 and header.count
+    }
+
+
+def _apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Distance of two layers' corners; what is not a number is as far as can be."""
+    total = sum(_norm(mine[name] - theirs[name]) ** 2 for name in mine)
+    return math.inf if math.isnan(total) else total
+
+
+@contextmanager
+def _reading(headers: dict[str, TensorHeader]) -> Iterator[_Files]:
+    """The open file of each tensor."""
+    with ExitStack() as closing:
+        files = {
+            file: closing.enter_context(safe_open(file, framework="pt"))
+            for file in sorted({header.file for header in headers.values()})
+        }
+        yield lambda name: files[headers[name].file]
 
 
 def spectral_norm(matrix: torch.Tensor, name: str) -> float:

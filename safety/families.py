@@ -29,7 +29,8 @@ class ModelBounds:
     """What any model may be."""
 
     max_parameters: int = limit(20_000_000_000, "parameters of a model", REFUSES_MODEL, low=1, high=1e13)
-    max_layers: int = limit(200, "layers of a model", REFUSES_MODEL, low=1, high=100_000)
+    max_layers: int = limit(
+        200, "layers of a model, and of a path before it is built", REFUSES_MODEL, low=1, high=100_000)
     max_file_gib: float = limit(80.0, "size of a model's weights on disk", REFUSES_MODEL, low=0.0, high=1e5, unit="GiB")
     dtypes: tuple[str, ...] = limit(
         ("float32", "bfloat16", "float16"), "number formats of the weights", REFUSES_MODEL, Looser.MORE,
@@ -57,7 +58,8 @@ class ModelBounds:
         "kinds of model, as model_type in config.json names them", REFUSES_MODEL, Looser.MORE,
     )
     same_schema: bool = limit(
-        True, "tensors keep their names and shapes, unless the change itself says that it grows the model",
+        True, "tensors keep their names and shapes, unless the change itself says that it grows the model; a layer of "
+        "a path has those of a layer that was there",
         REFUSES_MODEL, Looser.DOWN,
     )
 
@@ -67,12 +69,17 @@ class SearchBounds:
     """What the architecture loop may propose."""
 
     operators: tuple[str, ...] = limit(
-        (*map(str, Operator), "crossover", "keep"),
+        (*map(str, Operator), "crossover", "path", "keep"),
         "operators that may make a candidate", REFUSES_CANDIDATE, Looser.MORE,
     )
     min_weight: float = limit(0.0, "smallest merge weight", REFUSES_CANDIDATE, Looser.DOWN, low=-10.0, high=10.0)
     max_weight: float = limit(2.5, "largest merge weight", REFUSES_CANDIDATE, low=0.0, high=10.0)
-    max_parents: int = limit(MOST_PARENTS, "parents of one merge", REFUSES_CANDIDATE, low=1, high=1000)
+    min_scale: float = limit(
+        0.5, "smallest scale of the residual stream at a seam of a path", REFUSES_CANDIDATE, Looser.DOWN,
+        low=0.0, high=1.0, above_low=True)
+    max_scale: float = limit(
+        2.0, "largest scale of the residual stream at a seam of a path", REFUSES_CANDIDATE, low=1.0, high=1e3)
+    max_parents: int = limit(MOST_PARENTS, "parents of one merge or path", REFUSES_CANDIDATE, low=1, high=1000)
     largest_step: float = limit(
         2.5, "largest change of one merge weight against the incumbent, where both merge the same parents",
         REFUSES_CANDIDATE, low=0.0, high=20.0)

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from state import given
 from state.records import JsonObject
@@ -46,6 +46,7 @@ OUTER_NAME = re.compile(r"^(model|transformer|gpt_neox|backbone)\.(?=.)")
 NOT_WEIGHTS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")      # tables that some versions write out
 HEAD = "lm_head.weight"
 NAMES_SHOWN = 5
+T = TypeVar("T")
 
 
 class HeaderError(Exception):
@@ -244,14 +245,19 @@ def _code_keys(value: Any) -> Iterator[str]:
             yield from _code_keys(inner)
 
 
-def unlike(folder: Path, other: Path) -> list[str]:
+def unlike(folder: Path, other: Path, any_depth: bool = False) -> list[str]:
     """Tensors that `folder` has otherwise than `other`, a line each and not all of many; empty where the names and
     shapes are the same.
 
-    The name of the outermost module does not count, nor a head that is written out although it is tied.
+    The name of the outermost module does not count, nor a head that is written out although it is tied. With
+    `any_depth` the layers may stand in any order and number, as long as each has the tensors of one that was there.
     """
     mine, theirs = (_schema(place) for place in (folder, other))
-    lines = [f"{name} is missing" for name in sorted(theirs.keys() - mine.keys())]
+    lines: list[str] = []
+    if any_depth:
+        (mine, layers), (theirs, known) = by_layer(mine), by_layer(theirs)
+        lines = [f"{name} has the tensors of no layer" for name in layers if layers[name] not in known.values()]
+    lines += [f"{name} is missing" for name in sorted(theirs.keys() - mine.keys())]
     lines += [f"{name} is new" for name in sorted(mine.keys() - theirs.keys())]
     lines += [
         f"{name} is {list(mine[name])}, was {list(theirs[name])}"
@@ -259,6 +265,19 @@ def unlike(folder: Path, other: Path) -> list[str]:
     ]
     more = len(lines) - NAMES_SHOWN
     return [*lines[:NAMES_SHOWN], f"and {more} more"] if more > 0 else lines
+
+
+def by_layer(named: Mapping[str, T]) -> tuple[dict[str, T], dict[str, dict[str, T]]]:
+    """What is named outside the layers, and for each layer ("model.layers.3") what is named in it, by the rest."""
+    outside: dict[str, T] = {}
+    layers: dict[str, dict[str, T]] = {}
+    for name, value in named.items():
+        found = LAYER_NAME.search(name)
+        if found:
+            layers.setdefault(name[: found.end() - 1], {})[name[found.end() :]] = value
+        else:
+            outside[name] = value
+    return outside, layers
 
 
 def _schema(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -13,18 +13,31 @@ from state.jobs import JobResult
 from state.records import JsonObject
 
 GROWS = "grow"          # the kind of change that may give a model tensors it had not
+PATH = "path"           # the kind of change that lays layers in another order: each must be one that was there
 
 
 def inspect_model(
-    bounds: Bounds, job: Callable[..., JobResult], base: str, result: str | None, kind: str | None = None
+    bounds: Bounds, job: Callable[..., JobResult], base: str, result: str | None, change: JsonObject | None = None
 ) -> tuple[Refusal | None, JsonObject]:
     """The bound that the made model breaks, or None, and the readings. A cycle that made none, or kept `base`, has
     nothing to inspect.
 
-    `job` runs one job: (kind, inputs, params) -> JobResult; JobFailed passes through. `kind` is that of the change.
+    `job` runs one job: (kind, inputs, params) -> JobResult; JobFailed passes through. `change` is what was carried out.
     """
     if result is None or result == base:
         return None, {}
-    inputs = {"result": result} if kind == GROWS else {"result": result, "like": base}
-    facts = job("measure", inputs, {}).values["model"]
+    change = change or {}
+    kind = change.get("kind")
+    inputs = {"result": result} if kind == GROWS else {"result": result, "like": model_of_origin(change, base)}
+    facts = job("measure", inputs, {"any_depth": True} if kind == PATH else {}).values["model"]
     return bounds.accept(facts), of_model(facts)
+
+
+def model_of_origin(change: JsonObject, base: str) -> str:
+    """The model whose tensors the result of a change must have: what it was made from, and what is in force only where
+    that is what was changed.
+    """
+    kind = change.get("kind")
+    if kind == "merge":
+        return str(change.get("base", base))
+    return str(change["parents"][0]) if kind in ("crossover", PATH) and change.get("parents") else base

@@ -26,6 +26,7 @@ from safety.headers import (
     tensor_headers,
     weight_files,
 )
+from safety.layers import difference, obstacle
 from safety.licences import licences_of
 from safety.scope import ScopeError, kept, scope_of
 from state import given
@@ -112,6 +113,26 @@ def preflight(paths: Sequence[Path], bounds: Bounds, parents: Sequence[Path] = (
     for other in sound[1:]:
         problems += different(sound[0], other, may_be_part=other.path in parents and other.path not in paths)
         problems += _dtypes(sound[0], other)
+    return problems
+
+
+def path_problems(paths: Sequence[Path]) -> list[Problem]:
+    """What stands in the way of paths through the layers of these models; of those that can be read at all."""
+    problems, configs = [], {}
+    for path in paths:
+        try:
+            configs[path] = read_json(path / "config.json")
+        except HeaderError:                                  # said where the model was looked at alone
+            continue
+        found = obstacle(configs[path])
+        if found:
+            problems.append(Problem(path, "path", found))
+    for path, config in configs.items():
+        first = next(iter(configs))
+        key = difference(configs[first], config)
+        if key:
+            text = f"against {first}: {key} is {config.get(key)!r}, not {configs[first].get(key)!r}"
+            problems.append(Problem(path, "path", f"no path can be laid through both: {text}"))
     return problems
 
 

@@ -39,7 +39,11 @@ def of_change(change: Any, step: float | None = None) -> JsonObject:
     if isinstance(change.get("parents"), list):
         found["search.max_parents"] = len(change["parents"])
     operator = change.get("operator") if change.get("kind") == "merge" else change.get("kind")
-    if operator in ("crossover", "keep") or change.get("kind") == "merge":
+    scales = list(_numbers(change.get("scales")))
+    if scales and change.get("kind") == "path":
+        found |= {"search.min_scale": min(scales), "search.max_scale": max(scales)}
+        found["model.max_layers"] = len(scales)
+    if operator in ("crossover", "path", "keep") or change.get("kind") == "merge":
         found["search.operators"] = [operator]
     if step is not None:
         found["search.largest_step"] = step

@@ -1,20 +1,24 @@
-"""The architecture loop: merges while the search climbs, then the inner loop trains what was found.
+"""The architecture loop: merges and paths while their search climbs, then the inner loop trains what was found.
 
-A candidate is a genome. A merge or crossover is screened on shared search items, raced against the incumbent on fresh
-ones and built only when it wins. After `patience` proposals without a promotion the candidate is to keep the
-incumbent as it is and train it: child cycles of the inner loop. A trained model that is promoted joins the parents.
-Deciding only: tensors are the business of `loops.work`.
+A candidate is a genome. A merge, crossover or path is screened on shared search items, raced against the incumbent on
+fresh ones and built only when it wins. After `patience` proposals without a promotion the search has run dry. Where
+both spaces are searched, paths through the layers of the incumbent and the parents follow the merges; then the
+candidate is to keep the incumbent as it is and train it: child cycles of the inner loop. A trained model that is
+promoted joins the parents of merges, unless it has another depth than they. Deciding only: tensors are the business of
+`loops.work`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from loops.architecture.catcma import CatCma
 from loops.architecture.genome import Definition, models_of
+from loops.architecture.paths import PATH, PathDefinition
 from loops.architecture.population import M2n2
 from loops.architecture.search import WORST, CmaEs, RandomSearch, Search, Told
-from loops.architecture.settings import ArchitectureSettings, SearchKind
+from loops.architecture.settings import ArchitectureSettings, SearchKind, Space
 from loops.architecture.stages import CoarseToFine
 from loops.loop import Bench, Loop, Trial
 from safety.operators import MOST_PARENTS, OPERATORS, Operator
@@ -30,7 +34,8 @@ class ArchitectureLoop:
 
     `tasks` are the target tasks as JSON (`TaskSpec.to_json`), `guards` those that must not get worse; `base` is what
     deltas are taken from and `parents` the models to merge, all by digest; `seal` is the digest of the sealed item ids
-    that no drawn item may have.
+    that no drawn item may have. `depth` tells how many layers a model has, by its digest: what can be merged, and how
+    long a path can be, depends on it.
     """
 
     settings: ArchitectureSettings
@@ -40,10 +45,13 @@ class ArchitectureLoop:
     parents: tuple[str, ...]
     seal: str | None = None
     guards: Sequence[JsonObject] = ()
+    depth: Callable[[str], int] | None = None
     name: LoopName = field(default=LoopName.ARCHITECTURE, init=False)
 
     def start(self) -> JsonObject:
-        return self._in_shape({"epoch": 0, "trained": [], "idle": 0, "limit": self.settings.patience})
+        settings = self.settings
+        limit = settings.path_patience if settings.space is Space.DATA_FLOW else settings.patience
+        return self._in_shape({"epoch": 0, "trained": [], "idle": 0, "limit": limit})
 
     def propose(
         self, state: JsonObject, base: str, incumbent: str, seed: int, in_flight: Sequence[Candidate] = ()
@@ -52,17 +60,20 @@ class ArchitectureLoop:
         training = any(change["kind"] == KEEP for change in changes if "kind" in change)
         if state["idle"] >= state["limit"] and not training:
             return Candidate(self.name, {"kind": KEEP}, incumbent, incumbent)
-        state = self._in_shape(state)
-        mark = self._mark(state)
-        change = self._search(state).ask(state["search"], [other for other in changes if _carries(other, mark)])
+        state = self._begun(self._in_shape(state), incumbent)
+        paths = state["paths"]
+        mark = self._mark(state) if paths is None else self._path_mark(paths)
+        mine = [other for other in changes if _carries(other, mark)]
+        change = self._search(state).ask(state["search"], mine) if paths is None else (
+            self._paths(paths).ask(paths["search"], mine))
         return Candidate(self.name, {**change, "search": {**change["search"], **mark}}, base, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         if candidate.change["kind"] == KEEP:
             return self._train_and_compare(candidate, bench)
         values = self._screen(candidate, bench)
-        state, won = self._in_shape(bench.cycle.state), self._won(values)
-        if not won and not self._search(state).keep(state["search"], _told(_lesson(values), False)):
+        won = self._won(values)
+        if not won and not self._worth_keeping(candidate.change, bench.cycle.state, _told(_lesson(values), False)):
             return Trial(None, values)
         built = self._build(candidate.change, bench)
         if won and self.settings.train_survivors:
@@ -87,19 +98,26 @@ class ArchitectureLoop:
         state, promoted = self._in_shape(state), outcome.verdict is Verdict.PROMOTED
         if candidate.change["kind"] == KEEP:
             after = {**state, "idle": 0, "limit": self.settings.merges_between}
+            if self.settings.space is Space.BOTH:
+                after["paths"] = None                                       # merges again
+            elif state["paths"] is not None and promoted:
+                after["paths"] = self._first_paths()                        # paths through the new incumbent
             return self._joined_by(after, str(outcome.result)) if promoted else after
         lesson = outcome.lesson
         told = _told(lesson, promoted)
-        idle, limit = (0, self.settings.patience) if promoted else (state["idle"] + 1, state["limit"])
-        search = state["search"]
-        if _carries(candidate.change, self._mark(state)):
-            search = self._search(state).tell(search, candidate.change, told)
-        after = {**state, "idle": idle, "limit": limit, "search": search}
+        idle, limit = (0, self._patience(state)) if promoted else (state["idle"] + 1, state["limit"])
+        after = {**self._taught(state, candidate.change, told), "idle": idle, "limit": limit}
+        if idle >= limit and self.settings.space is Space.BOTH and state["paths"] is None:
+            after = {**after, "idle": 0, "paths": self._first_paths(), "limit": self.settings.path_patience}
         trained = promoted and lesson.get("trained", False)
         return self._joined_by(after, str(outcome.result)) if trained else after
 
     def _joined_by(self, state: JsonObject, model: str) -> JsonObject:
-        """A trained model became the incumbent: it is a parent from now on, and the search starts over around it."""
+        """A trained model became the incumbent: it is a parent of merges from now on, and their search starts over
+        around it. One of another depth than the other parents cannot be merged with them.
+        """
+        if self._deep(model) != self._deep(self.base):
+            return state
         if self.settings.search is SearchKind.M2N2:
             return {**state, "search": self._archive().welcome(state["search"], model)}
         room = min(self.settings.trained_parents, MOST_PARENTS - len(self.parents))
@@ -109,28 +127,90 @@ class ArchitectureLoop:
         after = {**state, "trained": kept, "epoch": state["epoch"] + 1}
         return {**after, "search": self._search(after).start()}
 
+    def _taught(self, state: JsonObject, change: JsonObject, told: Told) -> JsonObject:
+        """The state once the search that proposed the change knows what came of it."""
+        if _carries(change, self._mark(state)):
+            return {**state, "search": self._search(state).tell(state["search"], change, told)}
+        if change["kind"] == PATH and state["paths"] is not None:
+            paths = self._begun(state, change["parents"][0])["paths"]
+            if _carries(change, self._path_mark(paths)):
+                return {**state, "paths": {**paths, "search": self._paths(paths).tell(paths["search"], change, told)}}
+        return state
+
+    def _worth_keeping(self, change: JsonObject, state: JsonObject, told: Told) -> bool:
+        """Whether a model is built although it did not win: only an archive of merges has use for it."""
+        if change["kind"] == PATH:
+            return False
+        state = self._in_shape(state)
+        return self._search(state).keep(state["search"], told)
+
     def _mark(self, state: JsonObject) -> JsonObject:
-        """What the points of the state's search carry: those of another shape or epoch are none of its."""
+        """What the points of the state's search for merges carry: those of another shape or epoch are none of its."""
         return {"shape": self._shape, "epoch": state["epoch"]}
+
+    def _path_mark(self, paths: JsonObject) -> JsonObject:
+        """The same of a search for paths: those of another shape or through other models are none of its."""
+        return {"shape": self._path_shape, "pool": digest_of(paths["pool"])[:16]}
 
     @property
     def _shape(self) -> str:
-        """What the points of a search mean by the settings."""
+        """What the points of a search for merges mean by the settings."""
         settings = self.settings
         measured = [[*settings.measures, settings.guard_items]] if settings.measures else []
         return digest_of([settings.search, settings.operators, settings.groups, settings.seed, *measured])[:16]
 
+    @property
+    def _path_shape(self) -> str:
+        """What the points of a search for paths mean by the settings."""
+        settings = self.settings
+        return digest_of([
+            PATH, settings.search is SearchKind.RANDOM, settings.path_repeats, settings.path_block,
+            settings.path_growth, settings.path_flips, settings.path_sigma, settings.seed,
+        ])[:16]
+
+    def _patience(self, state: JsonObject) -> int:
+        return self.settings.patience if state["paths"] is None else self.settings.path_patience
+
     def _in_shape(self, state: JsonObject) -> JsonObject:
         """The state, its search begun anew where the operator changed the settings since."""
+        paths = state.get("paths")
+        if self.settings.space is Space.PARAMETER:
+            paths = None
+        elif (paths or self.settings.space is Space.DATA_FLOW) and (paths or {}).get("shape") != self._path_shape:
+            paths = self._first_paths()
+        state = {**state, "paths": paths}
         if state.get("shape") == self._shape:
             return state
         return {**state, "shape": self._shape, "search": self._search(state).start()}
 
+    def _first_paths(self) -> JsonObject:
+        """A search for paths that will begin with the incumbent of the next proposal."""
+        return {"shape": self._path_shape, "pool": [], "search": {}}
+
+    def _begun(self, state: JsonObject, incumbent: str) -> JsonObject:
+        """The state with its search for paths begun, where one is to begin: through the incumbent and the parents."""
+        if state["paths"] is None or state["paths"]["pool"]:
+            return state
+        paths = {**state["paths"], "pool": list(dict.fromkeys([incumbent, *self.parents]))}
+        return {**state, "paths": {**paths, "search": self._paths(paths).start()}}
+
     def _search(self, state: JsonObject) -> Search:
-        """The search that the state belongs to: the parents it has and the epoch it is in decide."""
+        """The search for merges that the state belongs to: the parents it has and the epoch it is in decide."""
         if self.settings.search is SearchKind.M2N2:
             return self._archive()
         return coarse_to_fine(self.settings, self.base, self.parents, tuple(state["trained"]), state["epoch"])
+
+    def _paths(self, paths: JsonObject) -> CatCma:
+        settings, pool = self.settings, tuple(paths["pool"])
+        depths = tuple(map(self._deep, pool))
+        deepest = max(settings.path_block, int(settings.path_growth * self._deep(self.base)))
+        definition = PathDefinition(pool, depths, settings.path_repeats, settings.path_block, deepest)
+        seed = seed_from("paths", settings.seed, *pool)
+        return CatCma(definition, settings.path_flips, settings.path_sigma, seed, settings.search != SearchKind.RANDOM)
+
+    def _deep(self, model: str) -> int:
+        """How many layers a model has; 0 where nobody can tell, which is as good for models that are alike."""
+        return 0 if self.depth is None else self.depth(model)
 
     def _archive(self) -> M2n2:
         settings = self.settings
@@ -140,7 +220,8 @@ class ArchitectureLoop:
         )
 
     def _screen(self, candidate: Candidate, bench: Bench) -> JsonObject:
-        settings, more = self.settings, self._guarding(bench.seed("guards")) | self._measuring()
+        settings, more = self.settings, self._guarding(bench.seed("guards"))
+        more |= {} if candidate.change["kind"] == PATH else self._measuring()
         digests = {*models_of(candidate.change), candidate.incumbent, *([more["base"]] if "base" in more else [])}
         inputs = {f"model:{digest}": digest for digest in sorted(digests)}
         params = {

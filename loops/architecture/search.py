@@ -240,13 +240,23 @@ def _rounded(genes: Any, limits: Sequence[tuple[float, float]]) -> list[float]:
     return [round(min(high, max(low, float(gene))), DIGITS) for gene, (low, high) in zip(genes, limits, strict=True)]
 
 
+def packed(array: Any) -> JsonObject:
+    """An array of numbers as JSON: its float64 bytes, compressed."""
+    text = base64.b64encode(zlib.compress(array.astype(np.float64).tobytes(), 9)).decode()
+    return {"shape": list(array.shape), "float64": text}
+
+
+def unpacked(body: JsonObject) -> Any:
+    numbers = np.frombuffer(zlib.decompress(base64.b64decode(body["float64"])), np.float64)
+    return numbers.reshape(body["shape"]).copy()
+
+
 def _frozen(optimiser: CMA | SepCMA) -> JsonObject:
     """An optimiser as JSON, arrays as compressed bytes, without its generator."""
     body: JsonObject = {}
     for name, value in optimiser.__getstate__().items():
         if isinstance(value, np.ndarray):
-            packed = base64.b64encode(zlib.compress(value.astype(np.float64).tobytes(), 9)).decode()
-            body[name] = {"shape": list(value.shape), "float64": packed}
+            body[name] = packed(value)
         else:
             body[name] = value.item() if isinstance(value, np.generic) else value
     return {"kind": type(optimiser).__name__, "fields": body}
@@ -257,10 +267,6 @@ def _thawed(body: JsonObject) -> CMA | SepCMA:
     optimiser = kind.__new__(kind)
     fields: dict[str, Any] = {}
     for name, value in body["fields"].items():
-        if isinstance(value, dict):
-            numbers = np.frombuffer(zlib.decompress(base64.b64decode(value["float64"])), np.float64)
-            fields[name] = numbers.reshape(value["shape"]).copy()
-        else:
-            fields[name] = value
+        fields[name] = unpacked(value) if isinstance(value, dict) else value
     optimiser.__setstate__(fields)
     return optimiser

@@ -11,7 +11,8 @@ MOST = 10**9
 LEAST = {
     "groups": 1, "coarse_proposals": 1, "archive": 1, "fitness_items": 1, "fresh_items": 1, "batch_items": 1,
     "score_batch": 1, "patience": 0, "merges_between": 0, "inner_trials": 0, "inner_child_trials": 0, "inner_tokens": 0,
-    "inner_seconds": 0, "trained_parents": 0, "guard_items": 0, "seed": 0,
+    "inner_seconds": 0, "trained_parents": 0, "guard_items": 0, "seed": 0, "path_repeats": 1, "path_block": 1,
+    "path_patience": 1,
 }
 """The smallest values with which the loop can work."""
 
@@ -31,10 +32,21 @@ class Objective(StrEnum):
     FORGETTING = "forgetting"       # score lost against the base on search items of the guard tasks
 
 
+class Space(StrEnum):
+    """What is searched: merges in parameter space, paths through layers in data-flow space, or the one after the other
+    has run dry.
+    """
+
+    PARAMETER = "parameter"
+    DATA_FLOW = "data_flow"
+    BOTH = "both"
+
+
 @dataclass(frozen=True, slots=True)
 class ArchitectureSettings:
-    """How the space of merges is searched, and when the inner loop gets the model."""
+    """How the space of merges and paths is searched, and when the inner loop gets the model."""
 
+    space: Space = Space.PARAMETER
     search: SearchKind = SearchKind.CMAES
     operators: tuple[str, ...] = ("task_arithmetic",)   # others have to earn their place: each gets a coarse stage
     groups: int = 2                     # blocks of layers in the fine stage, at most the number of layers
@@ -64,6 +76,12 @@ class ArchitectureSettings:
     novelty: float = 0.0                # largest difference of a gene within which a point counts as tried; 0: none
     guard_items: int = 0                # search items of each guard on which a winner must not be shown worse
     guard_margin: float = 0.03          # loss on a guard that is borne there
+    path_repeats: int = 2               # how many times a path may go through all layers of all models
+    path_block: int = 1                 # layers that a path takes or leaves together
+    path_growth: float = 1.5            # most layers of a path, as a multiple of the base's
+    path_flips: float = 2.0             # places that a first path has otherwise than its template, on average
+    path_sigma: float = 0.1             # first standard deviation of the scales at seams
+    path_patience: int = 24             # paths in a row without promotion before that search has run dry
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +89,7 @@ class ArchitectureSettings:
             value = getattr(self, name)
             if not least <= value <= MOST:
                 raise ValueError(f"{name} is {value}, it must be at least {least} and at most {MOST}")
-        for name in ("sigma", "fine_sigma"):
+        for name in ("sigma", "fine_sigma", "path_sigma"):
             if not 0 < getattr(self, name) <= 10:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0 and at most 10")
         for name in ("mean", "trained_weight", "beside_weight"):
@@ -80,6 +98,10 @@ class ArchitectureSettings:
         for name, low, high in (("most_alike", 0, 1), ("novelty", 0, 1), ("guard_margin", 0, 0.99)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be between {low} and {high}")
+        if not 0.5 <= self.path_flips <= MOST:
+            raise ValueError(f"path_flips is {self.path_flips}, it must be at least 0.5 and at most {MOST}")
+        if not 1 <= self.path_growth <= 100:
+            raise ValueError(f"path_growth is {self.path_growth}, it must be at least 1 and at most 100")
         if not 0 < self.level < 1:
             raise ValueError(f"level is {self.level}, it must be between 0 and 1")
         unknown = [name for name in self.operators if name not in list(Operator)]

@@ -3,7 +3,7 @@
 Invariant: screening and building go through `planned`, so the model that is written is the model that was scored, bit
 for bit. On disk it is made tensor by tensor, from mapped files (`loops.work.weights`) to files (`loops.work.shards`),
 so that it may be larger than memory. Config and tokenizer come from the template, the change's base or else its first
-parent.
+parent. What a path through layers is made of is the business of `loops.work.paths`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from loops.architecture.genome import MODULES, genes_at, models_of, template_of
-from loops.work import merge, shards
+from loops.architecture.paths import PATH
+from loops.work import merge, paths, shards
 from loops.work.joining import Inputs
 from loops.work.part import shared
 from loops.work.weights import Tensors, opened, outline_of
@@ -55,7 +56,8 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
     change = spec.params["change"]
     folders = {digest: desk.inputs[f"model:{digest}"] for digest in models_of(change)}
     template = folders[template_of(change)]
-    part = _part_in_words(template_of(change), folders)
+    config = paths.path_config(change, folders) if change["kind"] == PATH else None
+    part = "" if config else _part_in_words(template_of(change), folders)
     desk.progress(0.0, part)
     blueprint = planned(change, {
         digest: opened(folder, template, desk.device) for digest, folder in folders.items()
@@ -73,6 +75,8 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
     for source in sorted(template.iterdir()):
         if source.is_file() and is_inherited(source.name) and not source.name.endswith(WEIGHT_FILES):
             shutil.copyfile(source, writing / source.name)
+    if config:
+        paths.write_config(config, writing / "config.json")
     owed = obligations_of(folders.values())
     owed.write_notices(writing)
     (writing / CARD).write_text(card(change, owed, part), encoding="utf-8")
@@ -94,6 +98,10 @@ def planned(change: JsonObject, models: Mapping[str, Tensors]) -> Blueprint:
     ValueError for tensors that do not match.
     """
     template, outlines = models[template_of(change)], {d: outline_of(tensors) for d, tensors in models.items()}
+    if change["kind"] == PATH:
+        sources = paths.path_sources(change, outlines)
+        laid = {name: outlines[source.model][source.tensor] for name, source in sources.items()}
+        return Blueprint(laid, lambda name: sources[name].taken(models))
     known = outlines[template_of(change)]
     outline = {name: known[name] for name in sorted(known, key=_natural)}
     named = models_of(change)

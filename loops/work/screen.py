@@ -1,28 +1,39 @@
 """Tries a genome cheaply (the job "screen"): built in place in a warm model, scored, raced against the incumbent.
 
 Parents and the shell that candidates are built into stay in the worker's cache between jobs, beside the yardstick's
-own book of models, tokens and scores; what the current job does not name is dropped. Nothing is written: a candidate
-that wins is built by the job "build". Invariant: the scores are those of the model that "build" writes.
+own book of models, tokens and scores; what the current job does not name is dropped. A path has a depth of its own and
+so no shell: it is put together anew out of the parents' tensors. Nothing is written: a candidate that wins is built by
+the job "build". Invariant: the scores are those of the model that "build" writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from loops.architecture.genome import models_of, template_of
+from loops.architecture.paths import PATH
 from loops.architecture.settings import Objective
-from loops.work.build import place, read_tensors
+from loops.work.build import composed, place, read_tensors
+from loops.work.paths import path_config
 from loops.work.sketch import sketch
 from loops.work.weights import Tensors
 from safety.serving import in_turn
 from safety.yardstick.compare import Comparison, Race, losses, paired, pieces
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scorebook import ScoreBook
-from safety.yardstick.scoring import Scored, Scores, load_model, score_items, stored_names
+from safety.yardstick.scoring import (
+    Scored,
+    Scores,
+    assemble_model,
+    load_model,
+    load_tokenizer,
+    score_items,
+    stored_names,
+)
 from safety.yardstick.tasks import Seal, draw, draw_some
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, canonical
@@ -54,6 +65,7 @@ class Warm:
 
     tensors: dict[str, Tensors] = field(default_factory=dict)
     shells: dict[str, Scored] = field(default_factory=dict)
+    tokenizers: dict[str, Any] = field(default_factory=dict)
     seals: dict[str, Seal] = field(default_factory=dict)
     draws: dict[tuple[str, int, int, str], list[Item]] = field(default_factory=dict)
 
@@ -71,7 +83,7 @@ class Bed:
     def of(cls, spec: JobSpec, desk: Desk) -> Bed:
         warm: Warm = desk.cache.setdefault("screen", Warm())
         named = {name.removeprefix("model:") for name in spec.inputs}
-        for kept in (warm.tensors, warm.shells):
+        for kept in (warm.tensors, warm.shells, warm.tokenizers):
             for digest in kept.keys() - named:
                 kept.pop(digest)
         return cls(spec, desk, warm, ScoreBook(desk, int(spec.params["batch"])))
@@ -85,6 +97,8 @@ class Bed:
         for digest in models_of(change):
             self.tensors(digest)
         template = template_of(change)
+        if change["kind"] == PATH:
+            return Placed(self._path(change, template), template)
         shell = _kept(self.warm.shells, template, self._shell)
         place(change, self.warm.tensors, stored_names(shell.model))
         return Placed(shell, template)
@@ -127,6 +141,13 @@ class Bed:
             for old in list(self.warm.draws)[:-MOST_KEPT_DRAWS]:
                 del self.warm.draws[old]
         return self.warm.draws[key]
+
+    def _path(self, change: JsonObject, template: str) -> Scored:
+        """A model of its own depth, put together as loading the built one would; it shares the parents' tensors."""
+        folders = {digest: self.desk.inputs[f"model:{digest}"] for digest in models_of(change)}
+        config, tensors = path_config(change, folders), dict(composed(change, self.warm.tensors))
+        tokenizer = _kept(self.warm.tokenizers, template, lambda digest: load_tokenizer(folders[digest]))
+        return assemble_model(config, tensors, tokenizer, self.desk.device)
 
     def _shell(self, digest: str) -> Scored:
         """A loaded model to build into. ValueError where the file's tensors are not the model's."""

@@ -8,7 +8,7 @@ mask is passed: every model here is causal, so what comes after an answer cannot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -69,20 +70,53 @@ def load_model(path: Path, device: str) -> Scored:
         raise ValueError(f"{path}: no config.json, so this is no model folder")
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{path}: no safetensors weights, other formats are not loaded")
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        model, loading = auto_class(path).from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True,
-        )
+        loaded = auto_class(path).from_pretrained(path, **_loading(device))
+        return _ready(loaded, load_tokenizer(path), device)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def assemble_model(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], tokenizer: Any, device: str
+) -> Scored:
+    """The model that `load_model` would load from a folder with this config, these tensors and this tokenizer.
+
+    It goes through the same loading, from memory; where device and dtype are right already, tensors are shared with the
+    caller. ValueError with one line where they are not those of the config.
+    """
+    try:
+        kind = CONFIG_MAPPING[config["model_type"]]
+        parsed = kind.from_dict(dict(config))
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[kind].from_pretrained(
+            None, config=parsed, state_dict=dict(tensors), **_loading(device)
+        )
+        return _ready(model, tokenizer, device)
+    except (KeyError, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"a model put together in memory: {' '.join(str(error).split())}") from error
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model folder."""
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+
+
+def _loading(device: str) -> dict[str, Any]:
+    """How every model is loaded."""
+    disable_progress_bar()
+    return {
+        "dtype": torch.bfloat16 if device.startswith("cuda") else torch.float32, "use_safetensors": True,
+        "trust_remote_code": False, "local_files_only": True, "output_loading_info": True,
+    }
+
+
+def _ready(loaded: tuple[Any, Mapping[str, Any]], tokenizer: Any, device: str) -> Scored:
+    """A loaded model ready to be scored. Raises ValueError."""
+    model, loading = loaded
     if loading["missing_keys"]:
-        raise ValueError(f"{path}: weights are missing, {min(loading['missing_keys'])} among them")
+        raise ValueError(f"weights are missing, {min(loading['missing_keys'])} among them")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{path}: the tokenizer has no end token, so no answer could end")
+        raise ValueError("the tokenizer has no end token, so no answer could end")
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id(tokenizer))
     return Scored(model.to(device).eval().requires_grad_(False), tokenizer)
 

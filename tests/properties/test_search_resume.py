@@ -12,7 +12,9 @@ from cmaes import CMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loops.architecture.catcma import CatCma
 from loops.architecture.genome import Definition, Operator
+from loops.architecture.paths import PathDefinition
 from loops.architecture.population import M2n2
 from loops.architecture.search import Cloud, CmaEs, RandomSearch, Search, Told, _frozen, _thawed
 from loops.architecture.settings import Objective
@@ -20,7 +22,11 @@ from loops.architecture.stages import CoarseToFine
 from state.records import JsonObject, canonical, seed_from
 
 COARSE = Definition(Operator.TASK_ARITHMETIC, "b", ("x", "y"))
+ROW = PathDefinition(("x", "y"), (3, 2), repeats=2, deepest=8)
 WIDE = Definition(Operator.TASK_ARITHMETIC, "b", ("x", "y"), groups=26, shared=False)
+
+
+KINDS = ["cma", "random", "coarse to fine", "m2n2", "catcma", "paths at random"]
 
 
 def cloud(definition: Definition) -> Cloud:
@@ -40,6 +46,8 @@ def searches(seed: int) -> dict[str, Search]:
         "coarse to fine, new points": CoarseToFine(CmaEs, both, (0.5, 0.5), 1 / 6, 2, 1 / 12, 9, seed, 0.02),
         "m2n2, hopeless pairs spared": M2n2(("x", "y", "z"), 4, seed, most_alike=0.9, novelty=0.1),
         "nsga-ii": M2n2(("x", "y", "z"), 4, seed, tuple(Objective), separate_splits=True, novelty=0.05),
+        "catcma": CatCma(ROW, 3.0, 0.1, seed),
+        "paths at random": CatCma(ROW, 3.0, 0.1, seed, learns=False),
     }
 
 
@@ -161,10 +169,12 @@ def test_with_several_in_flight_no_change_is_asked_twice_and_every_answer_counts
     assert len(order) - told_of <= late
 
 
-@settings(max_examples=6, deadline=None)
-@given(st.integers(0, 2**32), st.permutations(range(6)))
-def test_the_order_in_which_a_generation_comes_in_does_not_matter(seed: int, order: list[int]) -> None:
-    search = searches(seed)["cma"]
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32), st.permutations(range(12)), st.sampled_from([("cma", 6), ("catcma", 12)]))
+def test_the_order_in_which_a_generation_comes_in_does_not_matter(
+    seed: int, places: list[int], of: tuple[str, int]
+) -> None:
+    search, order = searches(seed)[of[0]], [place for place in places if place < of[1]]
     state, changes = search.start(), list[JsonObject]()
     for _ in order:
         changes.append(search.ask(state, changes))

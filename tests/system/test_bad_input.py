@@ -58,6 +58,13 @@ def with_truncated_weights(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
+def asking_for_impossible_paths(folder: Path) -> None:
+    """What does for merges does not for paths."""
+    for file in sorted((folder / "models").glob("*/config.json")):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "olmo2"}))
+    edited("kaizend.toml", "[architecture]", '[architecture]\nspace = "both"')(folder)
+
+
 def with_an_empty_task_file(folder: Path) -> None:
     (folder / "questions.jsonl").write_text("\n")
     edited("kaizend.toml", 'source = { kind = "bilingual", family = "maths1" }',
@@ -74,6 +81,7 @@ def with_something_in_the_way(folder: Path) -> None:
     (with_another_tokenizer, "2 tokens differ: "),
     (with_remote_code, "auto_map: code that comes with a model is never run"),
     (with_truncated_weights, "model.safetensors: truncated"),
+    (asking_for_impossible_paths, "no path can be laid through layers of model_type 'olmo2'"),
     (edited("models/base/README.md", "apache-2.0", "cc-by-nc-4.0"), "licence 'cc-by-nc-4.0' is not in supply.licences"),
     (edited("kaizend.toml", "seed = 8", "seed = = 5"), "kaizend.toml: not valid TOML"),
     (edited("bounds.toml", "[rate]", "[rate"), "bounds.toml: not valid TOML"),

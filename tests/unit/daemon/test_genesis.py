@@ -159,3 +159,21 @@ def test_commands_read_the_same_beginnings(folder: Folder) -> None:
     begun = folder.start()
     found = began(folder.root / "kaizend.db")
     assert found is not None and (found.seal, found.guard, found.vault) == (begun.seal, begun.guard, begun.vault)
+
+
+def test_a_life_is_not_told_to_search_paths_that_its_models_do_not_have(folder: Folder) -> None:
+    """Whether the life has begun already or not: one line that names the model, and nothing is done."""
+    for name in ("base", "one", "two"):
+        file = folder.root / "models" / name / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "olmo2"}))
+    merges = (folder.root / "kaizend.toml").read_text()
+    flowing = merges.replace("[architecture]", '[architecture]\nspace = "both"', 1)
+    assert flowing != merges
+    (folder.root / "kaizend.toml").write_text(flowing)
+    with pytest.raises(UserError, match="no path can be laid through layers of model_type 'olmo2'"):
+        folder.start()
+    (folder.root / "kaizend.toml").write_text(merges)
+    folder.start()
+    (folder.root / "kaizend.toml").write_text(flowing)
+    with pytest.raises(ConfigurationError, match=r"architecture\.space: .*no path can be laid"):
+        folder.start()

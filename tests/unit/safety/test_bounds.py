@@ -20,6 +20,9 @@ def read(tmp_path: Path, text: str) -> Bounds:
     return load_bounds(file)
 
 
+PATH = {"kind": "path", "parents": ["p", "q"], "layers": [[0, 0], [1, 3]], "scales": [1.0, 0.5], "places": [0, 9]}
+
+
 def arch(**change: Any) -> Candidate:
     return Candidate(LoopName.ARCHITECTURE, change, "base", "incumbent")
 
@@ -143,6 +146,7 @@ def test_headroom_lists_every_bound_with_its_limit_and_what_it_does() -> None:
     arch(**{**MERGE, "operator": "ties", "density": [0.5, 0.8]}),
     arch(kind="merge", operator="slerp", parents=["p", "q"], t=[[0.0, 0.5, 1.0]], seed=1),
     arch(kind="crossover", parents=["p", "q"], split=10, mix=0.4),
+    arch(kind="path", parents=["p", "q"], layers=[[0, 0], [1, 3], [0, 0]], scales=[1.0, 0.5, 2.0], places=[0, 9, 12]),
     arch(kind="keep"),
     Candidate(LoopName.PIPELINE, {"recipe": RECIPE, "rung": 0, "from_step": 0, "to_step": 11}, "b", "i"),
     Candidate(LoopName.REWARD, {"shaping": SHAPING, "recipe": RECIPE, "from_step": 0, "steps": 20}, "b", "i"),
@@ -171,6 +175,19 @@ def test_what_is_within_the_bounds_is_admitted(candidate: Candidate) -> None:
      "search.weight"),
     ({"kind": "merge", "operator": "slerp", "parents": ["p", "q"], "t": [1.2]}, "search.t"),
     ({"kind": "crossover", "parents": ["p", "q"], "split": 1, "mix": 1.7}, "search.mix"),
+    ({**PATH, "scales": [1.0, 2.01]}, "search.scale"),
+    ({**PATH, "scales": [1.0, 0.0]}, "search.scale"),
+    ({**PATH, "scales": [1.0, -1.0]}, "search.scale"),
+    ({**PATH, "scales": [1.0, float("nan")]}, "search.scale"),
+    ({**PATH, "scales": [1.0]}, "search.path"),
+    ({**PATH, "layers": [[0, 0], [2, 1]]}, "search.path"),
+    ({**PATH, "layers": [[0, 0], [0, -1]]}, "search.path"),
+    ({**PATH, "layers": [[0, 0], [0, True]]}, "search.path"),
+    ({**PATH, "layers": [[0, 0], 1]}, "search.path"),
+    ({"kind": "path", "parents": ["p"]}, "search.path"),
+    ({**PATH, "parents": []}, "search.max_parents"),
+    ({**PATH, "layers": [], "scales": []}, "model.max_layers"),
+    ({**PATH, "layers": [[0, 0]] * 201, "scales": [1.0] * 201}, "model.max_layers"),
 ])
 def test_an_architecture_change_outside_a_bound_is_refused_by_name(change: dict[str, Any], bound: str) -> None:
     refusal = Bounds().admit(arch(**change))

@@ -1,5 +1,6 @@
 """Job "measure" on real models: nothing moved is zero, what moved is measured, what is broken is seen."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -109,6 +110,42 @@ def test_models_of_other_shapes_are_compared_in_what_applies(base: Path, tmp_pat
     assert "kl_mean" in drift
     words = tiny_model(tmp_path / "words", [*WORDS, "five"])
     assert "kl_mean" not in measured(words, base, tmp_path, probe=PROBE)["drift"]
+
+
+def restacked(folder: Path, into: Path, layers: list[int], edit: Any = None) -> Path:
+    """The model with other layers of its own in its layers' places."""
+    kept = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if ".layers." not in name}
+    held = load_file(folder / "model.safetensors")
+    for place, layer in enumerate(layers):
+        old, new = f"model.layers.{layer}.", f"model.layers.{place}."
+        kept |= {name.replace(old, new): tensor.clone() for name, tensor in held.items() if name.startswith(old)}
+    (edit or (lambda tensors: None))(kept)
+    shutil.copytree(folder, into)
+    config = json.loads((into / "config.json").read_text())
+    (into / "config.json").write_text(json.dumps({**config, "num_hidden_layers": len(layers)}))
+    save_file(kept, into / "model.safetensors", {"format": "pt"})
+    return into
+
+
+@pytest.mark.parametrize("layers", [[0, 1, 1, 0], [1, 0], [1], [0, 0]])
+def test_layers_that_stand_elsewhere_are_measured_against_the_layers_they_were(
+    layers: list[int], base: Path, tmp_path: Path
+) -> None:
+    moved = measured(restacked(base, tmp_path / "m", layers), base, tmp_path, probe=PROBE)["drift"]
+    assert moved["relative_frobenius"] == moved["tensor_frobenius"] == moved["spectral"] == 0.0
+    assert moved["kl_mean"] > 0.0                            # what the order does shows in behaviour
+    name = "model.layers.0.mlp.up_proj.weight"
+    double = restacked(base, tmp_path / "d", layers, lambda tensors: tensors.update({name: tensors[name] * 1.5}))
+    assert measured(double, base, tmp_path)["drift"]["tensor_frobenius"] == pytest.approx(0.5)
+
+
+def test_a_layer_that_is_like_no_other_is_measured_against_its_own_place(base: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path / "other", WORDS, seed=9)
+    drift = measured(other, base, tmp_path)["drift"]
+    tensors = [load_file(folder / "model.safetensors") for folder in (base, other)]
+    moved = sum(float((tensors[1][name] - tensors[0][name]).double().norm()) ** 2 for name in tensors[0])
+    size = sum(float(tensor.double().norm()) ** 2 for tensor in tensors[0].values())
+    assert drift["relative_frobenius"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
 
 
 def test_the_spectral_norm_is_that_of_the_singular_values() -> None:

@@ -36,6 +36,7 @@ MERGE: JsonObject = {
     "kind": "merge", "operator": "task_arithmetic", "base": "b", "parents": ["p", "q"], "groups": 1,
     "weights": [[[0.5, 0.5, 0.5]], [[1.0, 1.0, 1.0]]],
 }
+PATH: JsonObject = {"kind": "path", "layers": [[0, 0], [1, 1]], "scales": [1.0, 1.0], "places": [0, 3]}
 RECIPE: JsonObject = {
     "stage": "grpo", "learning_rate": 1e-4, "batch": 8, "steps": 100, "group": 8,
     "adapter": {"kind": "lora", "rank": 16},
@@ -305,6 +306,8 @@ CASES: dict[str, Case] = {
     "search.operators": merge("search.operators", ["task_arithmetic"], {}, {"operator": "linear"}),
     "search.min_weight": merge("search.min_weight", 0.5, {}, {"weights": [[[0.49]]]}),
     "search.max_weight": merge("search.max_weight", 1.0, {}, {"weights": [[[1.01]]]}),
+    "search.min_scale": merge("search.min_scale", 0.8, PATH, {**PATH, "scales": [1.0, 0.79]}),
+    "search.max_scale": merge("search.max_scale", 1.2, PATH, {**PATH, "scales": [1.0, 1.21]}),
     "search.max_parents": merge("search.max_parents", 2, {}, {"parents": ["p", "q", "r"]}),
     "search.largest_step": merge(
         "search.largest_step", 0.5, {"weights": [[[1.0, 0.5, 0.5]], [[1.0, 1.0, 1.0]]]},
@@ -371,6 +374,7 @@ CASES: dict[str, Case] = {
 }
 SAID = {                   # where the answer names what it is about instead of one of its two ends
     "search.min_weight": "search.weight", "search.max_weight": "search.weight",
+    "search.min_scale": "search.scale", "search.max_scale": "search.scale",
     "pipeline.min_learning_rate": "pipeline.learning_rate", "pipeline.max_learning_rate": "pipeline.learning_rate",
 }
 

@@ -12,7 +12,7 @@ from tiny import tiny_model
 
 from safety.bounds import Bounds
 from safety.headers import HeaderError, facts_of, layers_of, tensor_headers
-from safety.preflight import preflight
+from safety.preflight import path_problems, preflight
 
 WORDS = ["one", "two", "three"]
 README = "---\nlicense: apache-2.0\n---\n# tiny\n"
@@ -225,3 +225,14 @@ def test_headers_are_read_only_up_to_a_limit_for_all_files_together(
     bytes_of_headers = sharded(pair[1], shards=3, gib=1)
     monkeypatch.setattr("safety.headers.MOST_HEADERS", bytes_of_headers - 100)
     assert "the headers of the model are larger than" in found(pair)["weights"]
+
+
+def test_models_that_no_path_can_be_laid_through_are_named_with_the_reason(pair: list[Path], tmp_path: Path) -> None:
+    assert path_problems(pair) == []
+    edit(pair[1] / "config.json", rms_norm_eps=1e-3)
+    (different,) = map(str, path_problems(pair))
+    assert f"no path can be laid through both: against {pair[0]}: rms_norm_eps is 0.001, not 1e-06" in different
+    edit(pair[1] / "config.json", model_type="olmo2", rms_norm_eps=1e-6)
+    kinds = [str(problem) for problem in path_problems(pair)]
+    assert "no path can be laid through layers of model_type 'olmo2': known are" in kinds[0]
+    assert path_problems([tmp_path / "none"]) == []

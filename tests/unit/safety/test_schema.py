@@ -112,14 +112,42 @@ def test_inspection_refuses_a_model_that_grew_unless_its_change_says_so(made: Pa
         desk = Desk(tmp_path, {name: paths[digest] for name, digest in inputs.items()})
         return JobResult(measure(JobSpec(kind, inputs, params), desk).values, {}, Cost())
 
-    refusal, readings = inspect_model(Bounds(), job, "made", "deep", "merge")
+    refusal, readings = inspect_model(Bounds(), job, "made", "deep", {"kind": "keep"})
     assert refusal is not None
     assert refusal.bound == "model.same_schema"
     assert "layers.2" in str(refusal)
     assert readings["model.max_layers"] == 3
-    assert inspect_model(Bounds(), job, "made", "deep", "grow")[0] is None
+    assert inspect_model(Bounds(), job, "made", "deep", {"kind": "grow"})[0] is None
     free = Bounds.from_json({"model": {"same_schema": False}})
-    assert inspect_model(free, job, "made", "deep", "merge")[0] is None
+    assert inspect_model(free, job, "made", "deep", {"kind": "keep"})[0] is None
+
+
+def test_a_model_has_the_tensors_of_what_it_was_made_from_whatever_is_in_force() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def job(kind: str, inputs: dict[str, str], params: dict[str, bool]) -> JobResult:
+        seen.append((inputs["like"], "any_depth" in params))
+        facts = {"parameters": 1, "layers": 1, "file_gib": 0.1, "dtypes": ["float32"], "non_finite": 0, "vocabulary": 1,
+                 "hidden": 1, "intermediate": 1, "model_type": "llama", "loads_code": [], "unlike": []}
+        return JobResult({"model": facts}, {}, Cost())
+
+    for change in ({"kind": "merge", "base": "b", "parents": ["x"]}, {"kind": "crossover", "parents": ["x", "y"]},
+                   {"kind": "path", "parents": ["x"]}, {"kind": "keep"}, {"recipe": {}}):
+        inspect_model(Bounds(), job, "working", "made", change)
+    assert seen == [("b", False), ("x", False), ("x", True), ("working", False), ("working", False)]
+
+
+def test_the_layers_of_a_path_may_stand_in_any_number_but_each_must_have_been_there(made: Path, tmp_path: Path) -> None:
+    deep = tiny_model(tmp_path / "deep", WORDS, layers=5)
+    assert unlike(deep, made)
+    assert unlike(deep, made, any_depth=True) == []
+    assert unlike(tiny_model(tmp_path / "one", WORDS, layers=1), made, any_depth=True) == []
+    retensor(deep, **{"model.layers.3.mlp.up_proj.weight": torch.zeros(3, 3), "model.norm.weight": torch.zeros(5)})
+    assert unlike(deep, made, any_depth=True) == [
+        "layers.3 has the tensors of no layer", "norm.weight is [5], was [32]"]
+    retensor(deep, **{"model.layers.3.mlp.up_proj.weight": None, "model.layers.1.extra.weight": torch.zeros(2)})
+    assert unlike(deep, made, any_depth=True)[:2] == [
+        "layers.1 has the tensors of no layer", "layers.3 has the tensors of no layer"]
 
 
 class Sure:

@@ -13,7 +13,7 @@ import pytest
 from sealing import seal_of
 
 from loops.architecture.loop import ArchitectureLoop
-from loops.architecture.settings import ArchitectureSettings, Objective, SearchKind
+from loops.architecture.settings import ArchitectureSettings, Objective, SearchKind, Space
 from loops.loop import Bench, Loop, Trial
 from loops.work.build import build
 from loops.work.screen import screen
@@ -81,7 +81,10 @@ def answering(values: Callable[[JobSpec], JsonObject]) -> Scripted:
 
 def loop_of(settings: ArchitectureSettings = SETTINGS, **more: Any) -> ArchitectureLoop:
     inner: Any = Inner()
-    return ArchitectureLoop(settings, [{"name": "t"}], inner, more.get("base", "b"), more.get("parents", ("x", "y")))
+    return ArchitectureLoop(
+        settings, [{"name": "t"}], inner, more.get("base", "b"), more.get("parents", ("x", "y")),
+        depth=more.get("depth"),
+    )
 
 
 def bench_of(
@@ -170,6 +173,106 @@ def test_after_patience_without_promotion_the_incumbent_is_trained_and_then_merg
         kinds.append(loop.propose(state, "w", "w", 1).change["kind"])
         _, state = once(loop, state, nothing, children=lambda *_: Outcome(Verdict.REJECTED, "no"))
     assert kinds == ["merge"] * 5 + ["keep"] + ["merge"] * 3 + ["keep"] + ["merge"] * 2
+
+
+FLOWING = replace(SETTINGS, space=Space.BOTH, path_patience=4)
+DEPTHS = {"deep": 9}
+
+
+def flowing(settings: ArchitectureSettings = FLOWING, **more: Any) -> ArchitectureLoop:
+    """A loop that searches paths as well; every model has four layers but the one called deep."""
+    return loop_of(settings, depth=lambda model: DEPTHS.get(model, 4), **more)
+
+
+def test_paths_follow_the_merges_once_these_have_run_dry_then_training_then_merges_again() -> None:
+    loop, state, kinds, pools = flowing(), flowing().start(), [], set()
+    nothing = answering(lambda spec: screened(-0.1, "hopeless"))
+    for _ in range(21):
+        change = loop.propose(state, "w", "w", 1).change
+        kinds.append(change["kind"])
+        pools.add(change["parents"][0] if change["kind"] == "path" else "")
+        _, state = once(loop, state, nothing, children=lambda *_: Outcome(Verdict.REJECTED, "no"))
+    assert kinds == ["merge"] * 5 + ["path"] * 4 + ["keep"] + ["merge"] * 3 + ["path"] * 4 + ["keep"] + ["merge"] * 3
+    assert pools == {"", "w"}                                     # the incumbent is the template
+
+
+def test_in_data_flow_space_alone_there_are_paths_and_training() -> None:
+    loop = flowing(replace(FLOWING, space=Space.DATA_FLOW))
+    state, kinds = loop.start(), []
+    for _ in range(9):
+        kinds.append(loop.propose(state, "w", "w", 1).change["kind"])
+        _, state = once(loop, state, answering(lambda spec: screened(-0.1, "hopeless")),
+                        children=lambda *_: Outcome(Verdict.REJECTED, "no"))
+    assert kinds == ["path"] * 4 + ["keep"] + ["path"] * 3 + ["keep"]
+
+
+def test_a_path_that_wins_is_built_and_the_search_goes_on_through_the_same_models() -> None:
+    loop = flowing(replace(FLOWING, space=Space.DATA_FLOW))
+    runner = answering(lambda spec: screened(0.1, "better"))
+    outcome, state = once(loop, loop.start(), runner)
+    assert outcome.verdict is Verdict.PROMOTED
+    assert outcome.reason.startswith("path beats the incumbent")
+    assert [spec.kind for spec in runner.specs] == ["screen", "build"]
+    assert set(runner.specs[1].inputs) == {f"model:{parent}" for parent in runner.specs[1].params["change"]["parents"]}
+    assert "search" not in runner.specs[1].params["change"]
+    assert state["paths"]["pool"] == ["w", "x", "y"]
+    _, after = once(loop, state, answering(lambda spec: screened(-0.1, "hopeless")), incumbent=str(outcome.result))
+    assert after["paths"]["pool"] == ["w", "x", "y"]
+    assert (state["idle"], after["idle"]) == (0, 1)
+
+
+def test_after_a_training_that_was_promoted_paths_go_through_the_new_incumbent() -> None:
+    loop = flowing(replace(FLOWING, space=Space.DATA_FLOW))
+    _, state = once(loop, loop.start(), answering(lambda spec: screened(-0.1, "hopeless")))
+    kept = Candidate(loop.name, {"kind": "keep"}, "w", "w")
+    state = loop.learn(state, kept, Outcome(Verdict.PROMOTED, "", "t"))
+    assert loop.propose(state, "t", "t", 1).change["parents"][0] == "t"
+
+
+def test_what_comes_in_late_from_other_models_or_another_space_teaches_no_path_search() -> None:
+    loop = flowing(replace(FLOWING, space=Space.DATA_FLOW))
+    merge = loop_of().propose(loop_of().start(), "w", "w", 1)
+    stale = loop.propose(loop.start(), "old", "old", 1)
+    _, state = once(loop, loop.start(), answering(lambda spec: screened(-0.1, "hopeless")))
+    for candidate in (merge, stale):
+        after = loop.learn(state, candidate, Outcome(Verdict.CRASHED, "late"))
+        assert after["paths"] == state["paths"]
+        assert after["idle"] == state["idle"] + 1
+
+
+@pytest.mark.parametrize("search", [SearchKind.CMAES, SearchKind.M2N2])
+def test_a_trained_model_of_another_depth_does_not_join_the_parents_of_merges(search: SearchKind) -> None:
+    loop = flowing(replace(FLOWING, search=search))
+    kept = Candidate(loop.name, {"kind": "keep"}, "w", "w")
+    for model, joins in (("deep", False), ("t", True)):
+        state = loop.learn(loop.start(), kept, Outcome(Verdict.PROMOTED, "", model))
+        assert (model in state["trained"] or model in state["search"].get("waiting", [])) == joins
+
+
+def test_no_path_is_deeper_than_the_settings_allow_whatever_the_incumbent_is() -> None:
+    loop = flowing(replace(FLOWING, space=Space.DATA_FLOW, path_flips=20.0, path_growth=1.5))
+    state, most = loop.start(), 0
+    for _ in range(30):
+        change = loop.propose(state, "deep", "deep", 1).change
+        most = max(most, len(change["layers"]))
+        state = loop.learn(state, Candidate(loop.name, change, "w", "w"), Outcome(Verdict.CRASHED, ""))
+        state = {**state, "idle": 0}
+    assert most == 6
+
+
+@pytest.mark.parametrize("change", [
+    {"path_repeats": 3}, {"path_block": 2}, {"path_growth": 3.0}, {"search": SearchKind.RANDOM}, {"seed": 1},
+])
+def test_a_search_for_paths_begins_anew_where_the_operator_changed_its_settings(change: dict[str, Any]) -> None:
+    settings = replace(FLOWING, space=Space.DATA_FLOW)
+    loop = flowing(settings)
+    _, state = once(loop, loop.start(), answering(lambda spec: screened(-0.1, "hopeless")))
+    other = flowing(replace(settings, **change))
+    assert state["paths"]["search"]["open"]
+    after = other.learn(state, loop.propose(state, "w", "w", 1), Outcome(Verdict.CRASHED, "open at the restart"))
+    assert after["paths"]["pool"] == []
+    gone = flowing(SETTINGS).learn(state, loop.propose(state, "w", "w", 1), Outcome(Verdict.CRASHED, ""))
+    assert gone["paths"] is None
 
 
 def keeping(state: JsonObject) -> JsonObject:

@@ -11,7 +11,10 @@ from coaching import desk, hashes, make_classroom, train_spec
 from safetensors.torch import load_file, save_file
 from trl import SFTTrainer
 
+from loops.work.build import build
 from loops.work.train import Diverged, train
+from safety.headers import unlike
+from state.jobs import Desk, JobSpec
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,24 @@ def test_an_adapter_changes_linear_weights_only_and_merges_into_plain_names(clas
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
     assert all(name.endswith("_proj.weight") for name in changed)
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "lora", "rank": 4, "alpha": 8.0}])
+def test_a_path_is_trained_like_any_model_and_its_repeated_layers_each_for_itself(
+    classroom: Path, tmp_path: Path, adapter: dict[str, Any]
+) -> None:
+    change = {"kind": "path", "parents": ["m"], "layers": [[0, 0], [0, 1], [0, 1]], "scales": [1.0, 1.0, 0.8],
+              "places": [0, 1, 3]}
+    (tmp_path / "build").mkdir()
+    built = build(JobSpec("build", {}, {"change": change}),
+                  Desk(tmp_path / "build", {"model:m": classroom / "model"}, cache={})).outputs["model"]
+    made = train(train_spec(0, 4, adapter=adapter), desk(classroom, tmp_path / "trained", model=built))
+    old, new = (load_file(folder / "model.safetensors") for folder in (built, made.outputs["model"]))
+    assert set(old) == set(new)
+    name = "model.layers.{}.self_attn.q_proj.weight"
+    assert torch.equal(old[name.format(1)], old[name.format(2)])
+    assert not torch.equal(new[name.format(1)], new[name.format(2)])
+    assert unlike(made.outputs["model"], built) == []
 
 
 def test_a_checkpoint_of_another_kind_or_place_is_refused(
