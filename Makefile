@@ -8,8 +8,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # An e-process by others: one test compares ours with it, nothing else imports it (GPL). It asks for Python 3.12 and for
-# plotting libraries; what is compared runs on 3.11, with numpy, pydantic and scipy alone.
-PEER := expectation
+# plotting libraries; what is compared runs on 3.11, with numpy, pydantic and scipy alone. They lie apart, because cmaes
+# would load scipy wherever it finds it.
+PEER := expectation scipy
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -20,7 +21,8 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install -q -c constraints.txt --no-deps --only-binary :all: --ignore-requires-python $(PEER) || \
+	$(BIN)/pip install -q -c constraints.txt --no-deps --only-binary :all: --ignore-requires-python \
+		--upgrade --target .venv/peers $(PEER) || \
 		echo "$(PEER) has no build for this machine: tests/properties/test_expectation.py is skipped"
 	@touch $@
 

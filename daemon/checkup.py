@@ -112,7 +112,7 @@ def _sources(settings: Settings, places: Places) -> Iterator[Finding]:
 def _source(task: TaskSpec, then: TaskSpec | None) -> Finding:
     """What is to be said of one file, `then` being the task of that name in the life that has begun."""
     file = Path(task.source["path"])
-    if inside := exposed(file):
+    if given.is_file(file) and (inside := exposed(file)):
         return "task", False, f"{task.name}: {file} lies below {inside}, which workers read: put it elsewhere"
     if then is not None and same_task(task, then):
         return "task", True, next(changed_files([task], [then]), f"{task.name}: its items were taken from {file}")

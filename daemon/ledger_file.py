@@ -130,7 +130,7 @@ class LedgerFile:
                 self.heads.append(Head.from_json(line["head"]))
                 return True
             self._scores[str(line["scores"])] = {str(name): str(text) for name, text in line["files"].items()}
-        except (AttributeError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return False
         return True
 

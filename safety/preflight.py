@@ -166,6 +166,8 @@ def scope_in_words(first: Path, other: Path) -> str:
     """What of `first` a model is merged into and what is kept, where it is not the whole; else "". For models without
     a problem.
     """
+    if is_adapter(other):
+        return ""
     whole, part = tensor_headers(first), tensor_headers(other)
     if whole.keys() == part.keys():
         return ""

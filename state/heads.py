@@ -10,6 +10,7 @@ to an earlier signed head, or written anew by someone who holds the key.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from state.records import Event, JsonObject
 SIGNING_KEY = "signing_key"      # in the evidence of a GENESIS row: the key in force from the beginning
 NAMING = (Event.GENESIS, Event.KEY)
 SHOWN = 12                       # digits of a key that people see
+HEXADECIMAL = re.compile("(?:[0-9a-f]{2})+")
 REWRITTEN = "the ledger was rewritten at it or before it"
 
 
@@ -44,6 +46,8 @@ class Head:
         texts = {name: body[name] for name in ("hash", "time", "key", "signature")}
         if not isinstance(body["row"], int) or not all(isinstance(text, str) for text in texts.values()):
             raise TypeError("a head is a row id and four texts")
+        if not all(HEXADECIMAL.fullmatch(texts[name]) for name in ("hash", "key", "signature")):
+            raise ValueError("a head's hash, key and signature are written in small hexadecimal digits")
         return cls(body["row"], **texts)
 
 

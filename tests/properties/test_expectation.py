@@ -5,6 +5,8 @@ mean of at most 1 where E[D] <= d0, that is our product for the bet l; the mean 
 """
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,14 @@ from safety.eprocess import BETS, EProcess, futility_of
 from safety.gate import Rules, decide
 from safety.watch import Terms, Watch
 
-updater = pytest.importorskip("expectation.modules.eprocessupdater")
-hypothesis = pytest.importorskip("expectation.modules.hypothesistesting")
-merging = pytest.importorskip("expectation.modules.merging")
+PEERS = Path(sys.prefix) / "peers"
+sys.path.append(str(PEERS))
+try:
+    updater = pytest.importorskip("expectation.modules.eprocessupdater")
+    hypothesis = pytest.importorskip("expectation.modules.hypothesistesting")
+    merging = pytest.importorskip("expectation.modules.merging")
+finally:
+    sys.path.remove(str(PEERS))
 
 
 def trajectory(differences: list[float], d0: float) -> list[float]:

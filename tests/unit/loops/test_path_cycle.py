@@ -81,7 +81,8 @@ def test_a_path_is_screened_built_promoted_and_loaded_by_plain_transformers(
     assert change_in_words(row.change) == f"path of {depth} layers through 1 model"
     with Reading(tmp_path / "kaizend.db") as reading:
         made, *_ = ancestry(reading, working)
-    assert made == (working, f"row {row.id}: path of {depth} layers through 1 model", [start])
+    assert (made.model, made.parents) == (working, (start,))
+    assert made.made == f"row {row.id}: path of {depth} layers through 1 model"
 
     desk = Desk(tmp_path, {"base": court.registry.path(start), "result": folder, "seal": seal})
     drift = measure(JobSpec("measure", {}, {"tasks": [task], "probe_items": 8}), desk).values["drift"]

@@ -104,10 +104,10 @@ def test_without_room_for_it_nothing_is_built_and_nobody_is_blamed(
             assert built(CHANGE, desk).is_dir()
             shutil.rmtree(desk.folder)
         else:
-            with pytest.raises(OSError, match="GiB are needed") as raised:
+            with pytest.raises(OSError, match="GB are to be written") as raised:
                 built(CHANGE, desk)
             assert raised.value.errno == errno.ENOSPC                    # a worker tells the disk's failures by it
-            assert not any(desk.folder.iterdir())
+            assert not [path for path in desk.folder.rglob("*") if path.is_file()]
 
 
 def test_tensors_of_another_shape_are_named(zoo: dict[str, Path]) -> None:
@@ -127,7 +127,7 @@ def test_models_that_do_not_go_together_are_refused_before_any_weight_is_read(
     tokenizer = tmp_path / "odd" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"then"', '"than"'))
     desk = desk_of(two=tmp_path / "odd")
-    with pytest.raises(ValueError, match=r"odd: against .*base: 2 tokens differ: 'than', 'then'"):
+    with pytest.raises(ValueError, match="model two cannot be merged: against the template: 2 tokens differ: 'than', 'then'"):
         built(CHANGE, desk)
     assert not list(desk.folder.iterdir())
 

@@ -79,9 +79,9 @@ def definition(operator: Operator, base: str) -> Definition:
 
 def change(operator: Operator, base: str) -> dict[str, Any]:
     found = definition(operator, base)
-    low, high = zip(*found.limits(), strict=True)
-    return found.change([round(a + (b - a) * (0.3 + 0.05 * (i % 5)), 6) for i, (a, b) in enumerate(
-        zip(low, high, strict=True))])
+    return found.change([
+        round(low + (high - low) * (0.3 + 0.05 * (i % 5)), 6) for i, (low, high) in enumerate(found.limits())
+    ])
 
 
 def made(operator: Operator, base: str, world: dict[str, Path]) -> dict[str, Tensor]:
