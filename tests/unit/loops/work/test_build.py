@@ -127,7 +127,8 @@ def test_models_that_do_not_go_together_are_refused_before_any_weight_is_read(
     tokenizer = tmp_path / "odd" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"then"', '"than"'))
     desk = desk_of(two=tmp_path / "odd")
-    with pytest.raises(ValueError, match="model two cannot be merged: against the template: 2 tokens differ: 'than', 'then'"):
+    words = "model two cannot be merged: against the template: 2 tokens differ: 'than', 'then'"
+    with pytest.raises(ValueError, match=words):
         built(CHANGE, desk)
     assert not list(desk.folder.iterdir())
 
