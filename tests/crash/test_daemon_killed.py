@@ -321,7 +321,7 @@ def test_killed_while_its_own_workers_boot_it_leaves_nobody_behind_and_no_attemp
 
 def test_with_two_workers_cycles_overlap_and_kills_lose_nothing(new_life: NewLife) -> None:
     """No disturbed life equals another one here; all else holds. After a kill, what was in flight ends one by one."""
-    life, left = new_life(total=10), list[list[int]]()
+    life, left = new_life(total=16), list[list[int]]()
     life.change("workers = 1", "workers = 2")
     for workers in (False, True):
         process = life.start()
