@@ -92,10 +92,11 @@ def _of_ledger(reading: Reading) -> JsonObject:
 
 
 def _of_day(reading: Reading, now: datetime) -> JsonObject:
-    costs = reading.costs_since(now.strftime("%Y-%m-%d"))
-    spent = sum(costs, Cost())
+    longest, spent = 0.0, Cost()
+    for cost in reading.costs_since(now.strftime("%Y-%m-%d")):
+        longest, spent = max(longest, cost.seconds), spent + cost
     found: JsonObject = {
-        "resources.job_seconds": max((cost.seconds for cost in costs), default=0.0),
+        "resources.job_seconds": longest,
         "resources.seconds_per_day": spent.seconds, "resources.gpu_hours_per_day": spent.gpu_seconds / 3600,
     }
     if spent.joules is not None:

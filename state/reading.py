@@ -204,10 +204,15 @@ class Reading:
         query = "SELECT digest, kind, bytes, created FROM artefacts WHERE removed IS NULL ORDER BY created"
         return [dict(found) for found in self._all(query)]
 
-    def costs_since(self, moment: str) -> list[Cost]:
-        """What each job cost that ended since a UTC time, with or without a result."""
-        found = self._all("SELECT cost FROM jobs WHERE finished_at >= ?", moment)
-        return [Cost.from_json(json.loads(body["cost"])) for body in found]
+    def costs_since(self, moment: str) -> Iterator[Cost]:
+        """What each job cost that ended since a UTC time, with or without a result; one after the other, because a day
+        may have many.
+        """
+        try:
+            for found in self._connection.execute("SELECT cost FROM jobs WHERE finished_at >= ?", (moment,)):
+                yield Cost.from_json(json.loads(found["cost"]))
+        except sqlite3.Error as error:
+            raise _said(self.path, error) from error
 
     def earliest_since(self, id: int) -> str:
         """The smallest time that a row from that id on carries: where the clock was set back, not that of the first."""
