@@ -58,7 +58,7 @@ def bill_of_materials(
         bom.register_dependency(made[descent.model], [made[digest] for digest in used])
     body: JsonObject = json.loads(JsonV1Dot6(bom).output_as_string())
     body["metadata"]["component"]["modelCard"] = _card(history, config)
-    for component in body["components"]:
+    for component in body.get("components", ()):          # an operator's own model has none
         if component["type"] == "data":
             component["data"] = [{"type": "dataset", "name": component["name"]}]
     return body
