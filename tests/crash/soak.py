@@ -2,10 +2,10 @@
 
     python tests/crash/soak.py [RESULT.json]            SOAK_MINUTES=120 by default, SOAK_SEED=0
 
-Calms and storms take turns. In a calm one daemon lives on, only workers are killed, and every two seconds its memory,
-open descriptors, threads and processes are counted: their slopes are those within calms, so that a leak shows. In a
-storm the daemon is killed, alone or with its workers, stopped, and struck by faults at named moments; `kaizend gc` runs
-in between. Disk is counted after it, with nothing running: what grows by design (artefacts that the registry names, the
+Storms and calms take turns, a storm first, so that every calm has a database to read that has outgrown the caches. In a
+calm one daemon lives on, only workers are killed, and every two seconds its memory, open descriptors, threads and
+processes are counted: their slopes are those within calms, so that a leak shows. In a storm the daemon is killed, alone
+or with its workers, stopped, and struck by faults at named moments; `kaizend gc` runs in between. Disk is counted after it, with nothing running: what grows by design (artefacts that the registry names, the
 database) apart from what nobody named, which is what has to stay flat. At the end the ledger is verified.
 """
 
@@ -185,7 +185,7 @@ class Soak:
 
 
 def calm_seconds(minutes: float) -> float:
-    return max(60.0, minutes * 60 / 5)
+    return max(60.0, minutes * 60 / 4)
 
 
 def counted(pid: int, unit: Unit) -> dict[str, float]:
@@ -240,8 +240,8 @@ def main() -> int:
             until = soak.began + minutes * 60
             calm = calm_seconds(minutes)
             while (left := until - time.monotonic()) > 30:
-                soak.calm(min(calm, left / 2))
-                soak.storm(min(calm, max(0.0, until - time.monotonic())))
+                soak.storm(min(calm, left / 2))
+                soak.calm(min(calm, max(0.0, until - time.monotonic())))
                 tell(f"{soak.rows()} rows, {soak.struck.total()} faults, {len(soak.problems)} problems")
             found = soak.result((time.monotonic() - soak.began) / 60)
             soak.life.end()
