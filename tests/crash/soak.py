@@ -2,11 +2,12 @@
 
     python tests/crash/soak.py [RESULT.json]            SOAK_MINUTES=120 by default, SOAK_SEED=0
 
-Storms and calms take turns, a storm first, so that every calm has a database to read that has outgrown the caches. In a
-calm one daemon lives on, only workers are killed, and every two seconds its memory, open descriptors, threads and
-processes are counted: their slopes are those within calms, so that a leak shows. In a storm the daemon is killed, alone
-or with its workers, stopped, and struck by faults at named moments; `kaizend gc` runs in between. Disk is counted after it, with nothing running: what grows by design (artefacts that the registry names, the
-database) apart from what nobody named, which is what has to stay flat. At the end the ledger is verified.
+Storms and calms take turns, a storm first, so that every calm has a database to read that has outgrown the caches. In
+a calm one daemon lives on, only workers are killed, and every two seconds its memory, open descriptors, threads and
+processes are counted: their slopes are those within calms, so that a leak shows. In a storm the daemon is killed,
+alone or with its workers, stopped, and struck by faults at named moments; `kaizend gc` runs in between. Disk is
+counted after it, with nothing running: what grows by design (artefacts that the registry names, the database) apart
+from what nobody named, which is what has to stay flat. At the end the ledger is verified.
 """
 
 from __future__ import annotations
