@@ -48,7 +48,7 @@ soak: install
 
 .venv-peer/installed:
 	$(PYTHON) -m venv .venv-peer
-	.venv-peer/bin/pip install -q mergekit==0.1.5
+	.venv-peer/bin/pip install -q -c constraints.txt mergekit==0.1.5
 	@touch $@
 
 peer: install .venv-peer/installed

@@ -163,8 +163,9 @@ def _header(file: Path, text: bytes) -> JsonObject:
         raise HeaderError(f"{file}: its header cannot be read: {error}") from error
     if not isinstance(body, dict) or not text.startswith(b"{"):
         raise HeaderError(f"{file}: its header is not a JSON object")
-    metadata = body.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    metadata = body.pop("__metadata__", None)
+    texts = {} if metadata is None else metadata
+    if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
         raise HeaderError(f"{file}: the metadata in its header are not texts")
     return body
 

@@ -155,6 +155,8 @@ BROKEN: dict[str, Spoil] = {
     "bytes missing": raw_header(lambda text_, data: (text_, data[:-1])),
     "overlapping": header(overlapping),
     "metadata of numbers": header(lambda body: body.update(__metadata__={"format": 3})),
+    "metadata as an empty list": header(lambda body: body.update(__metadata__=[])),
+    "metadata as an empty text": header(lambda body: body.update(__metadata__="")),
     "an entry is a number": header(lambda body: body.update(more=3)),
     "a gap": tensor(data_offsets=lambda place: [place[0] + 4, place[1]]),
     "offsets backwards": tensor(data_offsets=lambda place: place[::-1]),
@@ -223,6 +225,7 @@ HARMLESS: dict[str, Spoil] = {
     "a note": text("notes.txt", "anything"),
     "a template": text("training_args.bin", b"\x80\x04."),
     "an empty tensor's worth of metadata": header(lambda body: body.update(__metadata__={"format": "pt", "x": "y"})),
+    "metadata of nothing": header(lambda body: body.update(__metadata__=None)),
     "known attention": edit("config.json", _attn_implementation="sdpa"),
 }
 
