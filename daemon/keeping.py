@@ -33,15 +33,18 @@ def write_backup(config: Path | None, file: Path) -> None:
     It is written in a folder beside it, which a later attempt clears away where a kill left it, and appears under its
     name when all of it is on the disk.
     """
-    places = places_of(config)
+    places, beside = places_of(config), file.with_name(file.name + ".partial")
     if file.exists():
+        if beside.is_dir():                                         # killed when the backup had its name already
+            with own_folder(beside):
+                pass
         raise UserError(f"{file} exists: a backup never overwrites")
     if not places.database.is_file():
         raise StateError(f"there is no ledger at {places.database}: nothing to back up")
     try:
         with (
             at_rest(places.state / ARTIFACTS, alone=False),
-            own_folder(file.with_name(file.name + ".partial")) as partial,
+            own_folder(beside) as partial,
         ):
             written = partial / file.name
             _write(places, partial / f"{file.name}.db", written)

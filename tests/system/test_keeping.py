@@ -136,6 +136,17 @@ def test_a_backup_is_restored_elsewhere_and_verifies(life: Path, tmp_path: Path)
     assert kaizend(other, "rollback", "--reason", "it works").returncode == 0
 
 
+def test_what_a_kill_left_beside_a_finished_backup_is_cleared_by_the_next_try(life: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "daemon", "backup", "kaizend.tar"], cwd=life,
+        env=environment() | {"KAIZEND_FAILPOINT": "backup.renamed=kill"}, check=False, capture_output=True,
+    )
+    assert sorted(life.glob("kaizend.tar*")) == [life / "kaizend.tar", life / "kaizend.tar.partial"]
+    assert "a backup never overwrites" in complaint(kaizend(life, "backup", "kaizend.tar"))
+    assert list(life.glob("kaizend.tar*")) == [life / "kaizend.tar"]
+    assert kaizend(life, "restore", "kaizend.tar", "--drill").returncode == 0
+
+
 def test_backups_of_a_daemon_at_work_are_each_one_moment_of_it(fresh: Path, tmp_path: Path) -> None:
     """Cycles, the gate and gc at work: every drill holds, and what is restored is a beginning of what followed."""
     with serving(fresh, "--cycles", "4") as process:
