@@ -24,6 +24,7 @@ from loops.architecture.paths import PATH
 from loops.work import merge, paths, shards
 from loops.work.joining import Inputs
 from loops.work.part import shared
+from loops.work.threads import tensor_threads
 from loops.work.weights import Tensors, opened, outline_of
 from safety.licences import CARD, Obligations, is_inherited, obligations_of
 from safety.operators import OPERATORS, Operator
@@ -128,10 +129,20 @@ def composed(change: JsonObject, models: Mapping[str, Tensors]) -> Iterator[tupl
 
 
 def place(change: JsonObject, models: Mapping[str, Tensors], shell: Mapping[str, Tensor]) -> None:
-    """Overwrite the tensors of a loaded model with the candidate's, in place. `shell` is its state dict."""
-    with torch.no_grad():
-        for name, tensor in composed(change, models):
-            shell[name].copy_(tensor)
+    """Overwrite the tensors of a loaded model with the candidate's, in place. `shell` is its state dict.
+
+    As many threads as torch has now make them. Where two names share their memory the last one counts.
+    """
+    blueprint = planned(change, models)
+    last = {shell[name].data_ptr(): name for name in blueprint.outline}
+
+    @torch.no_grad()
+    def overwrite(name: str) -> None:
+        shell[name].copy_(blueprint.make(name))
+
+    with tensor_threads(torch.get_num_threads()) as pool:
+        for _ in pool.map(overwrite, last.values()):
+            pass
 
 
 def card(change: JsonObject, owed: Obligations, part: str = "") -> str:

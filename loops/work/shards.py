@@ -18,7 +18,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loops.work.threads import tensor_threads
 from loops.work.weights import Tensors
 from safety.headers import DTYPES, INDEX, SINGLE
 from state import files as disk
@@ -106,11 +107,9 @@ def made_ahead(
     names: Iterable[str], outline: Tensors, make: Make, memory_bytes: int, threads: int = 1
 ) -> Generator[Tensor]:
     """The tensors in the order of `names`, made by so many threads while the caller uses the ones before."""
-    outer_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "make", torch.set_num_threads, (1,))
     waiting: deque[tuple[int, Future[Tensor]]] = deque()
     held = 0
-    try:
+    with tensor_threads(threads) as pool:
         for name in names:
             cost = outline[name].nbytes + 8 * outline[name].numel()         # itself, and two of it in float32
             while waiting and held + cost > memory_bytes:
@@ -121,9 +120,6 @@ def made_ahead(
         while waiting:
             yield waiting[0][1].result()
             waiting.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(outer_threads)        # what a thread sets counts for later threads, too
 
 
 class Pace:

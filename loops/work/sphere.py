@@ -7,6 +7,7 @@ tensors beyond `products`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,9 +29,10 @@ def products(tensors: Sequence[Tensor], base: Tensor | None = None) -> NDArray[n
     for at in blocks(rows[0]):
         block = [each[at] for each in rows]
         block = block if base is None else deltas(matrix(base)[at], block)
-        flat = torch.stack([each.flatten().double() for each in block])
-        gram += flat @ flat.T
-    return gram.cpu().numpy()
+        doubles = [each.double() for each in block]
+        for i, j in itertools.combinations_with_replacement(range(len(doubles)), 2):
+            gram[i, j] += (doubles[i] * doubles[j]).sum()           # a product of matrices this thin waits for threads
+    return (gram + gram.triu(1).T).cpu().numpy()
 
 
 def arc(gram: NDArray[np.float64], t: float) -> list[float]:
