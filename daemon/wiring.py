@@ -194,7 +194,8 @@ def wire(
         )
         return Works(
             settings, places, database, registry, ledger, jobbook, runner, bounds, beginnings, house, desk,
-            loops_of(settings, beginnings, lambda digest: depth_of(registry.path(digest))), flags, closing.pop_all(),
+            loops_of(settings, beginnings, lambda digest: depth_of(registry.path(beginnings.whole(digest)))), flags,
+            closing.pop_all(),
         )
 
 
@@ -205,7 +206,8 @@ def loops_of(settings: Settings, beginnings: Beginnings, depth: Callable[[str], 
     reward = RewardLoop(settings.reward, tasks, beginnings.seal, beginnings.data)
     pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, beginnings.data, reward)
     return ArchitectureLoop(
-        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards, depth
+        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards, depth,
+        frozenset(beginnings.adapters),
     )
 
 

@@ -37,7 +37,6 @@ def model_of_origin(change: JsonObject, base: str) -> str:
     """The model whose tensors the result of a change must have: what it was made from, and what is in force only where
     that is what was changed.
     """
-    kind = change.get("kind")
-    if kind == "merge":
-        return str(change.get("base", base))
-    return str(change["parents"][0]) if kind in ("crossover", PATH) and change.get("parents") else base
+    if change.get("kind") not in ("merge", "crossover", PATH):
+        return base
+    return str(change.get("base") or (change.get("parents") or [base])[0])
