@@ -148,8 +148,8 @@ def _not_understood(config: JsonObject) -> Iterator[str]:
     if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
         yield "alpha_pattern is no table of numbers"
     if str(config.get("init_lora_weights")) not in LEAVE_BASE:
-        yield (f"init_lora_weights is {config['init_lora_weights']!r}, which changes the base's own weights: convert "
-               "it to a plain adapter first")
+        yield (f"init_lora_weights is {config['init_lora_weights']!r}, with which training may have changed the "
+               "base's own weights: convert it to a plain adapter first")
     for key, value in config.items():
         if key not in KNOWN and value not in (None, False, [], {}):
             yield f"{key} is set, which is not supported"

@@ -39,7 +39,7 @@ def whole(base: Path, folder: Path, into: Path) -> Path:
     return into
 
 
-def taught(base: Path, pairs: list[tuple[str, str]], folder: Path, steps: int = 60, rate: float = 2e-2) -> Path:
+def taught(base: Path, pairs: list[tuple[str, str]], folder: Path, steps: int = 60, rate: float = 5e-3) -> Path:
     """An adapter over `base` that learnt to answer these prompts."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     torch.manual_seed(0)

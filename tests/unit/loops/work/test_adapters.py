@@ -177,7 +177,7 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("key", "value", "words"), [
     ("peft_type", "IA3", "only LORA can be merged"),
     ("use_dora", True, "has no lora_magnitude_vector, use_dora is true"),
-    ("init_lora_weights", "pissa", "which changes the base's own weights"),
+    ("init_lora_weights", "pissa", "may have changed the base's own weights"),
     ("arrow_config", {"top_k": 1}, "arrow_config is set"),
     ("alpha_pattern", {"q_proj": "2"}, "no table of numbers"), ("alpha_pattern", [1], "no table of numbers"),
     ("bias", "all", "it changes biases"), ("layer_replication", [[0, 2], [1, 2]], "layer_replication is set"),
