@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from safety.bounds import Bounds, Refusal
+from safety.layers import PATH
 from safety.readings import of_model
 from state.jobs import JobResult
 from state.records import JsonObject
 
 GROWS = "grow"          # the kind of change that may give a model tensors it had not
-PATH = "path"           # the kind of change that lays layers in another order: each must be one that was there
 
 
 def inspect_model(
