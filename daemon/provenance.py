@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from daemon.words import change_in_words
+from daemon.words import change_in_words, model_name
 from state.reading import Reading
 from state.records import Event, JsonObject, Row, Verdict
 
@@ -30,6 +30,13 @@ class Descent:
         if self.row is None:
             return f"as it was given{': an adapter' if self.parents else ''}"
         return f"row {self.row.id}: {change_in_words(self.row.change)}"
+
+    @property
+    def path(self) -> list[str]:
+        """What it goes through, a line each, where it is a path through layers; else nothing."""
+        from loops.architecture.paths import PATH, in_words  # only exports need it: reading imports little
+
+        return in_words(self.recipe, model_name) if self.recipe.get("kind") == PATH else []
 
     @property
     def recipe(self) -> JsonObject:

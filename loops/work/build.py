@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from loops.architecture.genome import MODULES, genes_at, models_of, template_of
-from loops.architecture.paths import PATH
+from loops.architecture.paths import PATH, in_words
 from loops.work import merge, paths, shards
 from loops.work.joining import Inputs
 from loops.work.part import shared
@@ -156,8 +156,14 @@ def card(change: JsonObject, owed: Obligations, part: str = "") -> str:
     """
     made = change.get("operator", change["kind"])
     parents = "\n".join(f"- {digest}" for digest in change["parents"])
-    about = f"{made} of\n\n{parents}\n" + (f"\n{part}\n" if part else "")
+    through = "\n".join(f"{place}. {line}" for place, line in enumerate(_through(change)))
+    about = f"{made} of\n\n{parents}\n" + (f"\nthrough\n\n{through}\n" if through else "")
+    about += f"\n{part}\n" if part else ""
     return f"{owed.front_matter()}\n# Made by kaizend\n\n{about}\n{owed.in_words()}"
+
+
+def _through(change: JsonObject) -> list[str]:
+    return in_words(change, lambda digest: digest[:12]) if change["kind"] == PATH else []
 
 
 def cell_of(name: str, groups: int, layers: int) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def test_a_path_that_is_too_large_is_refused_before_any_job_runs(
     assert loop.propose(court.ledger.loop_state(loop.name) or {}, start, start, 1).change["kind"] == "path"
 
 
-def test_a_warning_level_tells_of_a_path_that_comes_near(models: dict[str, Path]) -> None:
+def test_what_is_at_the_limit_passes_and_one_parameter_more_does_not(models: dict[str, Path]) -> None:
     bounds = replace(Bounds(), warn={"model.max_parameters": 10.0})
     found = forecast(path((0, 0)), lambda digest: sizes_of(models[digest]))
     assert bounds.foresee(found) is None
