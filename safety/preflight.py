@@ -29,7 +29,7 @@ from safety.headers import (
 from safety.layers import difference, obstacle
 from safety.licences import licences_of
 from safety.scope import ScopeError, kept, scope_of
-from safety.tokenizer import VOCABULARIES, Tokenizer, differences, has_tokenizer, read_tokenizer, some
+from safety.tokenizer import Tokenizer, differences, has_own, has_tokenizer, read_tokenizer, same_files, some
 from state import given
 from state.errors import one_line
 from state.records import JsonObject
@@ -68,9 +68,10 @@ class Model:
     tokenizer: Tokenizer | None
 
     @classmethod
-    def read(cls, path: Path, name: str) -> Model:
-        """Raises HeaderError."""
-        return cls(path, name, tensor_headers(path), read_json(path / "config.json"), read_tokenizer(path))
+    def read(cls, path: Path, name: str, *, tokenizer: bool = True) -> Model:
+        """With or without its tokenizer, which may take long. Raises HeaderError."""
+        read = read_tokenizer(path) if tokenizer else None
+        return cls(path, name, tensor_headers(path), read_json(path / "config.json"), read)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -147,8 +148,10 @@ def mismatches(first: Path, other: Path) -> list[Problem]:
     if first == other:
         return []
     if is_adapter(other):
-        return adapter_problems(Model.read(first, "the base"), other)
-    return different(Model.read(first, "the template"), Model.read(other, str(other)), may_be_part=True)
+        return adapter_problems(Model.read(first, "the base", tokenizer=has_own(other, first)), other)
+    apart = not same_files(first, other)
+    template = Model.read(first, "the template", tokenizer=apart)
+    return different(template, Model.read(other, str(other), tokenizer=apart), may_be_part=True)
 
 
 def different(first: Model, other: Model, *, may_be_part: bool) -> list[Problem]:
@@ -173,7 +176,7 @@ def adapter_problems(base: Model, folder: Path) -> list[Problem]:
     if changed and base.tied and not adapter.keeps_tied:
         text = f"it changes {changed[0]}, which is the head too (tie_word_embeddings): merged it would change both"
         problems.append(Problem(folder, "adapter", text))
-    if base.tokenizer is not None and any(given.is_file(folder / name) for name in VOCABULARIES):
+    if base.tokenizer is not None and has_own(folder, base.path):
         found = differences(base.tokenizer, read_tokenizer(folder))
         problems += [Problem(folder, "tokenizer", f"against {base.name}: {words}") for words in found]
     return problems

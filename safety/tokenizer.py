@@ -18,6 +18,7 @@ from state.records import JsonObject
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+READ = (*FILES, "vocab.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 STEPS = ("normalizer", "pre_tokenizer", "decoder")            # of tokenizer.json, beside its model and added tokens
 LONGEST_TEMPLATE = 16 * 2**20
@@ -42,6 +43,11 @@ def has_tokenizer(folder: Path) -> bool:
     return any(given.is_file(folder / name) for name in FILES)
 
 
+def has_own(folder: Path, base: Path) -> bool:
+    """Whether the folder of an adapter has a tokenizer of its own, in other files than the base's."""
+    return any(given.is_file(folder / name) for name in VOCABULARIES) and not same_files(base, folder)
+
+
 def read_tokenizer(folder: Path) -> Tokenizer:
     """What is compared. Raises HeaderError."""
     full = folder / "tokenizer.json"
@@ -64,6 +70,29 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         {name: body.get(name) for name in STEPS}, "" if tokens else _pieces(folder / "tokenizer.model"),
         _templates(folder, settings),
     )
+
+
+def same_files(first: Path, other: Path) -> bool:
+    """Whether everything that `read_tokenizer` reads has the same bytes in both folders: then so is the tokenizer, and
+    nothing has to be parsed, which takes seconds for a long one. False where anything cannot be read.
+    """
+    mine, theirs = (
+        {*READ, *(str(file.relative_to(folder)) for file in _named_templates(folder))} for folder in (first, other)
+    )
+    return mine == theirs and all(_same_bytes(first / name, other / name) for name in sorted(mine))
+
+
+def _same_bytes(first: Path, other: Path) -> bool:
+    if not given.is_file(first) or not given.is_file(other):
+        return not given.is_file(first) and not given.is_file(other)
+    try:
+        if first.stat().st_size != other.stat().st_size:
+            return False
+        with first.open("rb") as mine, other.open("rb") as theirs:
+            pieces = iter(lambda: (mine.read(given.PIECE), theirs.read(given.PIECE)), (b"", b""))
+            return all(left == right for left, right in pieces)
+    except OSError:
+        return False
 
 
 def differences(first: Tokenizer, other: Tokenizer, *, part: bool = False) -> Iterator[str]:
@@ -102,10 +131,14 @@ def _pieces(file: Path) -> str:
         raise HeaderError(f"{file}: cannot be read: {error}") from error
 
 
+def _named_templates(folder: Path) -> list[Path]:
+    return sorted((folder / "additional_chat_templates").glob("*.jinja"))
+
+
 def _templates(folder: Path, settings: JsonObject) -> dict[str, str]:
     """The chat templates by name: from the files that have them for themselves, else from the settings."""
     files = {"default": folder / "chat_template.jinja"}
-    files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    files |= {file.stem: file for file in _named_templates(folder)}
     found: dict[str, str] = {}
     for name, file in files.items():
         if given.is_file(file):
