@@ -21,7 +21,7 @@ from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot6
 from cyclonedx.spdx import fixup_id
 
-from daemon.provenance import Provenance
+from daemon.provenance import Descent, Provenance
 from daemon.scores import scores_of
 from safety.licences import Licence
 from state.records import JsonObject, Row, digest_of
@@ -41,11 +41,9 @@ def bill_of_materials(
     `files` are the exported files by name with their SHA-256, but for the bill itself; `licences` those of every model
     whose card is there; `manifests` the files of every artefact that the ledger knows, by digest.
     """
-    model = _model(history.model, history.lineage[0].made, licences.get(history.model, ()))
+    model = _model(history.lineage[0], licences.get(history.model, ()))
     model.components = [_file(name, content) for name, content in sorted(files.items())]
-    others = [
-        _model(descent.model, descent.made, licences.get(descent.model, ())) for descent in history.lineage[1:]
-    ]
+    others = [_model(descent, licences.get(descent.model, ())) for descent in history.lineage[1:]]
     data = [_data(name, digest, manifests.get(digest, {})) for name, digest in history.met.items()]
     tool = Component(type=ComponentType.APPLICATION, name="kaizend", bom_ref="kaizend")
     bom = Bom(
@@ -68,11 +66,14 @@ def _ref(component: Component) -> str:
     return str(component.bom_ref.value)
 
 
-def _model(digest: str, made: str, licences: Sequence[Licence]) -> Component:
+def _model(descent: Descent, licences: Sequence[Licence]) -> Component:
+    digest = descent.model
+    said = {"hash-of": "the folder's files and their SHA-256, as canonical JSON"}
+    said |= {"path": "; ".join(descent.path)} if descent.path else {}
     return Component(
-        type=ComponentType.MACHINE_LEARNING_MODEL, name=digest[:12], version=digest, bom_ref=digest, description=made,
-        hashes=[_hash(digest)], licenses=[_licence(licence) for licence in licences],
-        properties=[Property(name="kaizend:hash-of", value="the folder's files and their SHA-256, as canonical JSON")],
+        type=ComponentType.MACHINE_LEARNING_MODEL, name=digest[:12], version=digest, bom_ref=digest,
+        description=descent.made, hashes=[_hash(digest)], licenses=[_licence(licence) for licence in licences],
+        properties=[Property(name=f"kaizend:{name}", value=value) for name, value in said.items()],
     )
 
 

@@ -26,7 +26,7 @@ from daemon.wiring import device_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.licences import licences_of
-from safety.preflight import scope_in_words
+from safety.preflight import adapter_in_words, scope_in_words
 from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
@@ -82,7 +82,7 @@ def _models(settings: Settings, root: Path, bounds: Bounds) -> Iterator[Finding]
         yield f"model {problem.check}", False, str(problem)
     if not problems:
         for name, folder in folders.items():
-            part = scope_in_words(whole[0], folder)
+            part = scope_in_words(whole[0], folder) or adapter_in_words(root / settings.models.base, folder)
             yield "model", True, f"{name}: {folder} ({', '.join(licences_of(folder))})" + (f": {part}" if part else "")
 
 

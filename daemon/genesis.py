@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 from daemon.settings import Settings
 from loops.architecture.settings import SearchKind, Space
+from safety.adapters import is_adapter
 from safety.admission import admit_input
 from safety.bounds import Bounds
 from safety.preflight import Problem, path_problems, preflight, scope_in_words
@@ -28,12 +30,15 @@ from state.reading import Reading
 from state.records import Actor, Channel, Entry, Event, JsonObject, Row
 from state.registry import Registry
 
+ADAPTER: Final = "adapter"
+
 
 @dataclass(frozen=True, slots=True)
 class Beginnings:
     """What the GENESIS row says: digests of models, data and sealed splits, and the tasks.
 
-    The row names the files that tasks were read from; what `begin` gives does not.
+    `adapters` are those of `parents` that are kept as adapters over the base. The row names the files that tasks were
+    read from; what `begin` gives does not.
     """
 
     start: str
@@ -44,6 +49,7 @@ class Beginnings:
     seal: str
     guard: str
     vault: str
+    adapters: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[TaskSpec, ...]:
@@ -53,7 +59,7 @@ class Beginnings:
         return {
             "start": self.start, "base": self.base, "parents": list(self.parents), "data": self.data,
             "tasks": [task.to_json() for task in self.tasks], "seal": self.seal, "guard": self.guard,
-            "vault": self.vault,
+            "vault": self.vault, "adapters": list(self.adapters),
         }
 
     @classmethod
@@ -61,11 +67,16 @@ class Beginnings:
         return cls(
             body["start"], body["base"], tuple(body["parents"]), body["data"],
             tuple(TaskSpec.from_json(task) for task in body["tasks"]), body["seal"], body["guard"], body["vault"],
+            tuple(body.get("adapters", ())),                        # rows of earlier versions have none
         )
+
+    def whole(self, digest: str) -> str:
+        """The model that has a model's config and tokenizer: itself, or for an adapter the base."""
+        return self.base if digest in self.adapters else digest
 
 
 def model_folders(settings: Settings, root: Path) -> dict[str, Path]:
-    """Every model that kaizend.toml names, by what it is."""
+    """Every model that kaizend.toml names, by what it is; adapters, which need the base, come after it."""
     models = settings.models
     return {
         "models.start": root / models.start, "models.base": root / models.base,
@@ -74,7 +85,9 @@ def model_folders(settings: Settings, root: Path) -> dict[str, Path]:
 
 
 def in_roles(settings: Settings, root: Path) -> tuple[list[Path], list[Path]]:
-    """The models that have to be whole, start and base, and those that may be the language part of one: the parents."""
+    """The models that have to be whole, start and base, and the parents, which may be the language part of one, or
+    adapters over the base.
+    """
     models = settings.models
     return [root / models.start, root / models.base], [root / parent for parent in models.parents]
 
@@ -90,7 +103,7 @@ def unsearchable(settings: Settings, whole: Sequence[Path], parents: Sequence[Pa
 def model_problems(settings: Settings, root: Path, bounds: Bounds) -> list[Problem]:
     """What is wrong with the models, by their headers, for the search that is asked for."""
     whole, parents = in_roles(settings, root)
-    problems = preflight(whole, bounds, parents)
+    problems = preflight(whole, bounds, parents, base=root / settings.models.base)
     if settings.architecture.space is not Space.PARAMETER:
         problems += path_problems(list(dict.fromkeys([*whole, *parents])))
     return problems or unsearchable(settings, whole, parents)
@@ -103,7 +116,8 @@ def begin(
     row = ledger.latest(Event.GENESIS)
     if row is not None:
         begun = _taken_up(settings, root, row, registry, runner, code)
-        _refuse_impossible_paths(settings, [registry.path(digest) for digest in (begun.base, *begun.parents)])
+        whole = dict.fromkeys(map(begun.whole, (begun.base, *begun.parents)))
+        _refuse_impossible_paths(settings, [registry.path(digest) for digest in whole])
         return begun
     tasks = resolved_tasks(settings, root)
     refuse_unusable(settings, root, bounds)
@@ -114,6 +128,7 @@ def begin(
         models["models.start"], models["models.base"],
         tuple(models[f"models.parents[{i}]"] for i in range(len(settings.models.parents))),
         data, tasks, sealed["seal"], sealed["guard"], sealed["vault"],
+        tuple(sorted({digest for digest in models.values() if registry.kind(digest) == ADAPTER})),
     )
     ledger.append(
         Entry(
@@ -285,9 +300,11 @@ def _models(
     """Digests of the operator's models, once every weight was looked at. One that cannot be used is not kept."""
     kept: dict[Path, str] = {}
     for folder in dict.fromkeys(folders.values()):
-        digest = registry.add_copy(folder, "model")
+        kind = ADAPTER if is_adapter(folder) else "model"
+        digest = registry.add_copy(folder, kind)
+        over = {"like": kept[folders["models.base"]]} if kind == ADAPTER else {}
         refusal = admit_input(bounds, digest) or bounds.accept(
-            _run(runner, JobSpec("measure", {"result": digest}, {}, 0, code)).values["model"]
+            _run(runner, JobSpec("measure", {"result": digest, **over}, {}, 0, code)).values["model"]
         )
         if refusal:
             registry.remove(digest)

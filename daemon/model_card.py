@@ -27,6 +27,7 @@ def _origin(history: Provenance) -> str:
     for descent in history.lineage:
         parents = ", ".join(f"`{model_name(parent)}`" for parent in descent.parents)
         lines.append(f"- `{model_name(descent.model)}` {descent.made}" + (f", from {parents}" if parents else ""))
+        lines += [f"  {place}. {line}" for place, line in enumerate(descent.path)]
     if history.met:
         lines += ["", "Trained on: " + ", ".join(f"{name} (`{digest[:12]}`)" for name, digest in history.met.items())]
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from daemon.words import change_in_words
+from daemon.words import change_in_words, model_name
 from state.reading import Reading
 from state.records import Event, JsonObject, Row, Verdict
 
@@ -16,7 +16,7 @@ from state.records import Event, JsonObject, Row, Verdict
 @dataclass(frozen=True, slots=True)
 class Descent:
     """One model of a lineage: the row of the cycle that made it (None for the operator's own), the models it was made
-    from and the training data it has met, by their names in kaizend.toml.
+    from (of an operator's adapter its base) and the training data it has met, by their names in kaizend.toml.
     """
 
     model: str
@@ -27,7 +27,16 @@ class Descent:
     @property
     def made(self) -> str:
         """How, in words."""
-        return f"row {self.row.id}: {change_in_words(self.row.change)}" if self.row else "as it was given"
+        if self.row is None:
+            return f"as it was given{': an adapter' if self.parents else ''}"
+        return f"row {self.row.id}: {change_in_words(self.row.change)}"
+
+    @property
+    def path(self) -> list[str]:
+        """What it goes through, a line each, where it is a path through layers; else nothing."""
+        from loops.architecture.paths import PATH, in_words  # only exports need it: reading imports little
+
+        return in_words(self.recipe, model_name) if self.recipe.get("kind") == PATH else []
 
     @property
     def recipe(self) -> JsonObject:
@@ -79,12 +88,15 @@ def ancestry(reading: Reading, digest: str) -> list[Descent]:
     """The model itself first, then what it was made from, nearest first, every model once."""
     found: list[Descent] = []
     seen, queue = {digest}, [digest]
-    known = [name for row in reading.rows(limit=1, events=[str(Event.GENESIS)]) for name in _data(row)]
+    origins = reading.rows(limit=1, events=[str(Event.GENESIS)])
+    known = [name for row in origins for name in _data(row)]
+    over = {adapter: base for row in origins for adapter, base in _adapters(row)}
     while queue:
         model = queue.pop(0)
         made = [row for row in reading.rows_with_result(model) if row.event == Event.CLOSED and row.result != row.base]
         row = _maker(made)
-        parents = tuple(parent for parent in dict.fromkeys(_made_from(row)) if parent != model)
+        given = [over[model]] if row is None and model in over else []
+        parents = tuple(parent for parent in dict.fromkeys([*given, *_made_from(row)]) if parent != model)
         found.append(Descent(model, row, parents, tuple(_met(row, known))))
         queue += [parent for parent in parents if parent not in seen]
         seen.update(parents)
@@ -106,6 +118,12 @@ def _met(row: Row | None, known: Sequence[str]) -> list[str]:
         return []
     mixture = recipe.get("mixture") or {}
     return [name for name in known if mixture.get(name)] or list(known)
+
+
+def _adapters(origin: Row) -> Iterator[tuple[str, str]]:
+    """The operator's adapters, each with the model that it is over."""
+    change = origin.change if isinstance(origin.change, dict) else {}
+    yield from ((adapter, change["base"]) for adapter in change.get("adapters", ()))
 
 
 def _data(origin: Row) -> dict[str, str]:

@@ -16,7 +16,7 @@ seed = 0                                  # the same seed, models and data repea
 [models]
 start = "models/expert-a"                 # what `stable` is at first
 base = "models/base"                      # what the parents were fine-tuned from; merges add differences to it
-parents = ["models/expert-a", "models/expert-b"]
+parents = ["models/expert-a", "models/expert-b"]       # a folder with a LoRA adapter over the base will do, too
 
 [data]                                    # training rows, one {"prompt": ..., "answer": ...} a line
 a = "data/a.jsonl"

@@ -25,14 +25,15 @@ from loops.pipeline.loop import PipelineLoop
 from loops.reward.loop import RewardLoop, frozen, rearm
 from safety.bounds import load_bounds
 from safety.breaker import JOULES_PER_KWH, Breaker, Signs
-from safety.layers import depth_of
+from safety.headers import HeaderError
+from safety.layers import Sizes, depth_of, forecast, sizes_of
 from safety.noise import too_noisy
 from safety.protected import stopped
 from safety.release import ReleaseDesk, Seals, noise_now
 from safety.sandbox import Limits, require
 from state.code import code_version
 from state.database import Database
-from state.errors import UserError
+from state.errors import StateError, UserError
 from state.jobbook import JobBook
 from state.ledger import Ledger
 from state.records import Actor, Cost, Entry, Event, JsonObject, LoopName, Row
@@ -187,14 +188,15 @@ def wire(
             runner.require_unit()
         beginnings = begin(settings, places.config.parent, ledger, registry, runner, bounds(), code)
         bounds.record()
-        house = House(ledger, runner, bounds, code, settings.seed)
+        house = House(ledger, runner, bounds, code, settings.seed, foresight(registry, beginnings))
         desk = ReleaseDesk(
             ledger, registry, runner, bounds, beginnings.tasks,
             Seals(beginnings.vault, beginnings.guard, beginnings.seal), code, settings.seed, data=beginnings.data,
         )
         return Works(
             settings, places, database, registry, ledger, jobbook, runner, bounds, beginnings, house, desk,
-            loops_of(settings, beginnings, lambda digest: depth_of(registry.path(digest))), flags, closing.pop_all(),
+            loops_of(settings, beginnings, lambda digest: depth_of(registry.path(beginnings.whole(digest)))), flags,
+            closing.pop_all(),
         )
 
 
@@ -205,8 +207,29 @@ def loops_of(settings: Settings, beginnings: Beginnings, depth: Callable[[str], 
     reward = RewardLoop(settings.reward, tasks, beginnings.seal, beginnings.data)
     pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, beginnings.data, reward)
     return ArchitectureLoop(
-        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards, depth
+        settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards, depth,
+        frozenset(beginnings.adapters),
     )
+
+
+def foresight(registry: Registry, beginnings: Beginnings) -> Callable[[JsonObject], JsonObject]:
+    """What the headers of kept models tell of a change's result before it is made. What cannot be read tells nothing:
+    the job that needs it will say so.
+    """
+    known: dict[str, Sizes] = {}
+
+    def sizes(digest: str) -> Sizes:
+        if digest not in known:
+            known[digest] = sizes_of(registry.path(beginnings.whole(digest)))
+        return known[digest]
+
+    def foretold(change: JsonObject) -> JsonObject:
+        try:
+            return forecast(change, sizes)
+        except (HeaderError, StateError):
+            return {}
+
+    return foretold
 
 
 def make_state_folder(folder: Path) -> None:

@@ -17,11 +17,11 @@ from loops.loop import Bench, Loop
 from safety.admission import step_of
 from safety.bounds import Bounds, Refusal
 from safety.inspection import inspect_model
-from safety.readings import of_change
+from safety.readings import of_change, of_model
 from state.errors import HostError
 from state.jobs import JobFailed, Runner
 from state.ledger import MOST_FRUITLESS_ATTEMPTS, Ledger
-from state.records import Budget, Candidate, Channel, Cycle, Event, Outcome, Verdict, seed_from
+from state.records import Budget, Candidate, Channel, Cycle, Event, JsonObject, Outcome, Verdict, seed_from
 
 NOT_PROPOSED = "not_proposed"
 OVERTAKEN = "working was moved while this was tried"
@@ -31,13 +31,16 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What every cycle works with. `bounds` is asked anew each time: a reload may have tightened them."""
+    """What every cycle works with. `bounds` is asked anew each time: a reload may have tightened them. `forecast` tells
+    what is known of a change's result before it is made (`safety.layers`).
+    """
 
     ledger: Ledger
     runner: Runner
     bounds: Callable[[], Bounds]
     code: str
     seed: int
+    forecast: Callable[[JsonObject], JsonObject] = lambda change: {}
 
 
 def run_cycle(
@@ -70,7 +73,11 @@ def admitted(house: House, candidate: Candidate) -> tuple[Refusal | None, list[s
         return None, []
     bounds, came_from = house.bounds(), house.ledger.merge_of(candidate.incumbent)
     readings = of_change(candidate.change, step_of(candidate.change, came_from))
-    return bounds.admit(candidate, came_from), bounds.warnings(readings)
+    refusal = bounds.admit(candidate, came_from)
+    if refusal is None:
+        forecast = house.forecast(candidate.change)
+        refusal, readings = bounds.foresee(forecast), {**readings, **of_model(forecast)}
+    return refusal, bounds.warnings(readings)
 
 
 def propose_cycle(

@@ -92,6 +92,16 @@ def accept(bounds: Bounds, facts: JsonObject) -> Refusal | None:
     return _first(_model(bounds, facts))
 
 
+def foresee(bounds: Bounds, forecast: JsonObject) -> Refusal | None:
+    """The first limit of the model family that parameters or file_gib break, where they are known, or None."""
+    limits = bounds.model
+    return _first(
+        _between(f"model.max_{key}", forecast[key], low, high)
+        for key, low, high in (("parameters", 1, limits.max_parameters), ("file_gib", 0.0, limits.max_file_gib))
+        if key in forecast
+    )
+
+
 def within(limits: DriftBounds, drift: JsonObject, name: str) -> Refusal | None:
     """The first drift limit broken. What a drift could not be measured in is absent from it and passes."""
     return _first(

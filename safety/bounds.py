@@ -79,6 +79,10 @@ class Bounds:
         """
         return admission.admit(self, candidate, incumbent)
 
+    def foresee(self, forecast: JsonObject) -> Refusal | None:
+        """The first limit on models that breaks what is known of one before it is made (`safety.layers.forecast`)."""
+        return admission.foresee(self, forecast)
+
     def warnings(self, readings: JsonObject) -> list[str]:
         """One line for each reading, by the name of its bound, that is past the bound's warning level."""
         return warnings_of(self.warn, readings, {name: (value, about) for name, value, about in limits_of(self)})

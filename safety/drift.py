@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from safety.headers import EMBEDDING, TensorHeader, by_layer, facts_of, tensor_headers, unlike
+from safety.adapters import WEIGHTS, adapter_facts, is_adapter
+from safety.headers import EMBEDDING, TensorHeader, by_layer, facts_of, file_headers, tensor_headers, unlike
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import Scored, encode_items, generate_texts, load_model, pad_id
 from safety.yardstick.tasks import Seal, draw_some
@@ -35,20 +36,22 @@ GENERATED = 32             # probe items whose answer lengths are compared, at m
 
 
 def measure(spec: JobSpec, desk: Desk) -> Produced:
-    """The job. Inputs: result; like, the model whose tensors it must have; where drift is asked for base; seal beside
-    tasks. Params: probe ([[prompt, answer]] or none), or tasks (TaskSpec JSON) with probe_items and probe_seed.
+    """The job. Inputs: result; like, the model whose tensors it must have, or that it is an adapter over; where drift
+    is asked for base; seal beside tasks. Params: probe ([[prompt, answer]] or none), or tasks (TaskSpec JSON) with
+    probe_items and probe_seed.
 
     Values: "model": what `facts_of` finds, non_finite (how many numbers), unlike (`safety.headers.unlike`, beside
     like); "drift": the keys of `safety.bounds.DriftBounds` that apply; "calibration": error and tokens, beside a probe.
     A model with non-finite weights is not run.
     """
     folder = desk.inputs["result"]
-    headers = tensor_headers(folder)
+    adapts = "like" in desk.inputs and is_adapter(folder)
+    headers = file_headers(folder / WEIGHTS) if adapts else tensor_headers(folder)
     broken = sum(
         int((~torch.isfinite(tensor)).sum()) for _, tensor in tensors(headers) if tensor.is_floating_point()
     )
-    facts = {**facts_of(folder), "non_finite": broken}
-    if "like" in desk.inputs:
+    facts = {**(adapter_facts(folder, desk.inputs["like"]) if adapts else facts_of(folder)), "non_finite": broken}
+    if "like" in desk.inputs and not adapts:
         facts["unlike"] = unlike(folder, desk.inputs["like"], bool(spec.params.get("any_depth")))
     drift: JsonObject = {}
     more: JsonObject = {}

@@ -28,10 +28,13 @@ STOPS_RELEASES = "refuses the release, and pauses until the operator resumes"
 class ModelBounds:
     """What any model may be."""
 
-    max_parameters: int = limit(20_000_000_000, "parameters of a model", REFUSES_MODEL, low=1, high=1e13)
+    max_parameters: int = limit(
+        20_000_000_000, "parameters of a model, and of a path before it is built", REFUSES_MODEL, low=1, high=1e13)
     max_layers: int = limit(
         200, "layers of a model, and of a path before it is built", REFUSES_MODEL, low=1, high=100_000)
-    max_file_gib: float = limit(80.0, "size of a model's weights on disk", REFUSES_MODEL, low=0.0, high=1e5, unit="GiB")
+    max_file_gib: float = limit(
+        80.0, "size of a model's weights on disk, and of a path's before it is built", REFUSES_MODEL, low=0.0, high=1e5,
+        unit="GiB")
     dtypes: tuple[str, ...] = limit(
         ("float32", "bfloat16", "float16"), "number formats of the weights", REFUSES_MODEL, Looser.MORE,
     )

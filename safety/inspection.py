@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from safety.bounds import Bounds, Refusal
+from safety.layers import PATH
 from safety.readings import of_model
 from state.jobs import JobResult
 from state.records import JsonObject
 
 GROWS = "grow"          # the kind of change that may give a model tensors it had not
-PATH = "path"           # the kind of change that lays layers in another order: each must be one that was there
 
 
 def inspect_model(
@@ -37,7 +37,6 @@ def model_of_origin(change: JsonObject, base: str) -> str:
     """The model whose tensors the result of a change must have: what it was made from, and what is in force only where
     that is what was changed.
     """
-    kind = change.get("kind")
-    if kind == "merge":
-        return str(change.get("base", base))
-    return str(change["parents"][0]) if kind in ("crossover", PATH) and change.get("parents") else base
+    if change.get("kind") not in ("merge", "crossover", PATH):
+        return base
+    return str(change.get("base") or (change.get("parents") or [base])[0])

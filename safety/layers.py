@@ -1,5 +1,5 @@
 """The layers of a model, as its config and its tensors' names tell of them: whether they can be laid end to end in
-another order, and by which of their tensors they write into the residual stream.
+another order, how large what comes out is, and by which of their tensors they write into the residual stream.
 
 Standard library only: preflight asks before any weight is read, and paths are built by the same answers. Invariant: a
 kind of model that is not known to read its residual stream through scale-free norms alone is refused by name.
@@ -8,12 +8,15 @@ kind of model that is not known to read its residual stream through scale-free n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from safety.headers import LAYER_KEYS, layers_of, read_json
+from safety.headers import BYTES, DTYPES, LAYER_KEYS, layers_of, read_json, tensor_headers
 from state.records import JsonObject
 
+PATH = "path"
 STACK = re.compile(r"^((?:.*?\.)?(?:layers|h))\.(\d{1,9})\.(.+)$")
 WRITERS = re.compile(
     r"^(?:self_attn\.(?:o_proj|out_proj|dense)|attn\.(?:c_proj|out_proj)|attention\.dense|conv\.out_proj"
@@ -33,6 +36,43 @@ OF_NO_ACCOUNT = frozenset({
     "max_window_layers", "pretraining_tp", "resid_pdrop", "torch_dtype", "transformers_version", "use_cache",
 })
 """Keys of a config that change nothing of what its layers compute."""
+
+
+BYTES_OF = {DTYPES[name]: size for name, size in BYTES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """(parameters, bytes) of a model, outside its layers and in each of them."""
+
+    outside: tuple[int, int] = (0, 0)
+    layers: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+def sizes_of(folder: Path) -> Sizes:
+    """By the headers alone. Raises HeaderError."""
+    found: dict[int | None, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for name, header in tensor_headers(folder).items():
+        place = place_of(name)
+        layer = place[1] if place else None
+        count, size = found[layer]
+        found[layer] = count + header.count, size + header.count * BYTES_OF.get(header.dtype, 0)
+    return Sizes(found.pop(None, (0, 0)), {layer: size for layer, size in found.items() if layer is not None})
+
+
+def forecast(change: JsonObject, sizes: Callable[[str], Sizes]) -> JsonObject:
+    """What of the facts about a path (`safety.headers.facts_of`) is known before it is built: parameters, file_gib.
+
+    `sizes` tells those of a model by its digest. Nothing of another change, and none where a model has no such layer:
+    that is said where it is built.
+    """
+    if change.get("kind") != PATH:
+        return {}
+    models = [sizes(digest) for digest in change["parents"]]
+    if any(layer not in models[model].layers for model, layer in change["layers"]):
+        return {}
+    parts = [models[0].outside, *(models[model].layers[layer] for model, layer in change["layers"])]
+    return {"parameters": sum(count for count, _ in parts), "file_gib": sum(size for _, size in parts) / 2**30}
 
 
 def place_of(tensor: str) -> tuple[str, int, str] | None:

@@ -7,15 +7,15 @@ in silence; a vocabulary that differs is reported with the tokens that differ.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from safety.adapters import adapter_of, is_adapter
+from safety.adapters import CONFIG, adapter_facts, adapter_of, is_adapter
 from safety.bounds import Bounds
 from safety.headers import (
+    EMBEDDING,
     INDEX,
     SINGLE,
     HeaderError,
@@ -29,15 +29,13 @@ from safety.headers import (
 from safety.layers import difference, obstacle
 from safety.licences import licences_of
 from safety.scope import ScopeError, kept, scope_of
+from safety.tokenizer import Tokenizer, differences, has_own, has_tokenizer, read_tokenizer, same_files, some
 from state import given
 from state.errors import one_line
 from state.records import JsonObject
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.gguf")
 HARMLESS = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})   # never loaded
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-STEPS = ("normalizer", "pre_tokenizer", "decoder")            # of tokenizer.json, beside its model and added tokens
 MEANINGS: Final = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "activation_function",
     "num_experts_per_tok",
@@ -45,8 +43,6 @@ MEANINGS: Final = (
 """Settings by which tensors of the same shape mean something else."""
 SENSES: Final = ("vision_config", "audio_config")             # what a model with more than a language part has
 HEAD = "lm_head.weight"
-LONGEST_TEMPLATE = 16 * 2**20
-TOKENS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +65,13 @@ class Model:
     name: str
     headers: Mapping[str, TensorHeader]
     config: JsonObject
-    tokenizer: _Tokenizer | None
+    tokenizer: Tokenizer | None
 
     @classmethod
-    def read(cls, path: Path, name: str) -> Model:
-        """Raises HeaderError."""
-        return cls(path, name, tensor_headers(path), read_json(path / "config.json"), _tokenizer(path))
+    def read(cls, path: Path, name: str, *, tokenizer: bool = True) -> Model:
+        """With or without its tokenizer, which may take long. Raises HeaderError."""
+        read = read_tokenizer(path) if tokenizer else None
+        return cls(path, name, tensor_headers(path), read_json(path / "config.json"), read)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -98,21 +95,28 @@ class Model:
         return any(key in self.config for key in SENSES)
 
 
-def preflight(paths: Sequence[Path], bounds: Bounds, parents: Sequence[Path] = ()) -> list[Problem]:
+def preflight(
+    paths: Sequence[Path], bounds: Bounds, parents: Sequence[Path] = (), base: Path | None = None
+) -> list[Problem]:
     """Everything wrong with these model folders, alone and together.
 
     The first is what the others must match. One of `parents` may be a text model, too, that is alike to the language
-    part of the first.
+    part of the first, or an adapter over `base`, which is one of `paths`.
     """
     problems: list[Problem] = []
     sound: list[Model] = []
+    adapters = [path for path in dict.fromkeys(parents) if path not in paths and is_adapter(path)]
     for path in dict.fromkeys([*paths, *parents]):
-        found, model = _alone(path, bounds)
-        problems += found
-        sound += [model] if model else []
+        if path not in adapters:
+            found, model = _alone(path, bounds)
+            problems += found
+            sound += [model] if model else []
     for other in sound[1:]:
         problems += different(sound[0], other, may_be_part=other.path in parents and other.path not in paths)
         problems += _dtypes(sound[0], other)
+    over = next((model for model in sound if model.path == base), None)
+    for path in adapters:
+        problems += [*_adapter_alone(path, bounds), *(_over(over, path, bounds, sound) if over else ())]
     return problems
 
 
@@ -144,9 +148,10 @@ def mismatches(first: Path, other: Path) -> list[Problem]:
     if first == other:
         return []
     if is_adapter(other):
-        adapter_of(other, tensor_headers(first))
-        return []                                           # its base's tokenizer is the model's
-    return different(Model.read(first, "the template"), Model.read(other, str(other)), may_be_part=True)
+        return adapter_problems(Model.read(first, "the base", tokenizer=has_own(other, first)), other)
+    apart = not same_files(first, other)
+    template = Model.read(first, "the template", tokenizer=apart)
+    return different(template, Model.read(other, str(other), tokenizer=apart), may_be_part=True)
 
 
 def different(first: Model, other: Model, *, may_be_part: bool) -> list[Problem]:
@@ -160,6 +165,28 @@ def different(first: Model, other: Model, *, may_be_part: bool) -> list[Problem]
             return [Problem(other.path, "tensors", f"no language part of {first.name}: {error}")]
         return [*_same_meaning(first, other), *_same_tokenizers(first, other, part=True)]
     return [*_same_tensors(first, other), *_same_configs(first, other), *_same_tokenizers(first, other)]
+
+
+def adapter_problems(base: Model, folder: Path) -> list[Problem]:
+    """What speaks against adding an adapter to `base`. A tokenizer beside it must be the base's; one without has the
+    base's. Raises HeaderError for an adapter that does not fit, or is not understood.
+    """
+    adapter, problems = adapter_of(folder, base.shapes), []
+    changed = sorted(name for name in adapter.factors.keys() | adapter.replaced.keys() if EMBEDDING.search(name))
+    if changed and base.tied and not adapter.keeps_tied:
+        text = f"it changes {changed[0]}, which is the head too (tie_word_embeddings): merged it would change both"
+        problems.append(Problem(folder, "adapter", text))
+    if base.tokenizer is not None and has_own(folder, base.path):
+        found = differences(base.tokenizer, read_tokenizer(folder))
+        problems += [Problem(folder, "tokenizer", f"against {base.name}: {words}") for words in found]
+    return problems
+
+
+def adapter_in_words(base: Path, folder: Path) -> str:
+    """What an adapter without a problem does to its base; "" for a model."""
+    if not is_adapter(folder):
+        return ""
+    return adapter_of(folder, {name: header.shape for name, header in tensor_headers(base).items()}).in_words
 
 
 def scope_in_words(first: Path, other: Path) -> str:
@@ -177,10 +204,40 @@ def scope_in_words(first: Path, other: Path) -> str:
     return f"{len(scope)} tensors of the language part are merged; kept bit for bit: {stays}"
 
 
+def _over(base: Model, folder: Path, bounds: Bounds, models: Sequence[Model]) -> Iterator[Problem]:
+    """What is wrong with an adapter over this base, `models` being all whole models of the settings."""
+    try:
+        yield from adapter_problems(base, folder)
+        facts, made_on = adapter_facts(folder, base.path), Path(adapter_of(folder, base.shapes).made_on)
+    except HeaderError as error:
+        yield Problem(folder, "adapter", str(error))
+        return
+    if refusal := bounds.accept({**facts, "non_finite": 0, "loads_code": []}):      # code is told of by itself
+        yield Problem(folder, "limits", str(refusal))
+    if made_on.is_absolute() and not _same_place(made_on, base.path):
+        for other in (model.path for model in models if _same_place(model.path, made_on)):
+            yield Problem(folder, "adapter", f"it was made on {other}, not on the base {base.path}")
+
+
+def _same_place(first: Path, other: Path) -> bool:
+    try:
+        return first.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def _adapter_alone(path: Path, bounds: Bounds) -> Iterator[Problem]:
+    yield from _remote_code(path)
+    yield from _unsafe(path)
+    yield from _unlisted(path, bounds)
+
+
 def _alone(path: Path, bounds: Bounds) -> tuple[list[Problem], Model | None]:
     """What is wrong with one folder, and the model where it can be compared with others."""
     if not given.is_folder(path):
         return [Problem(path, "missing", "there is no such model folder")], None
+    if is_adapter(path):
+        return [Problem(path, "adapter", "holds an adapter: models.parents may, over the model of models.base")], None
     try:
         config = read_json(path / "config.json")
     except HeaderError as error:
@@ -189,21 +246,24 @@ def _alone(path: Path, bounds: Bounds) -> tuple[list[Problem], Model | None]:
     found = [] if named else [Problem(path, "config", "config.json has no model_type")]
     found += [*_remote_code(path), *_elsewhere(path, config)]
     problems, headers = _weights(path, bounds)
-    found += problems
-    allowed = {licence.lower() for licence in bounds.supply.licences}
-    found += [
-        Problem(path, "licence", f"licence {licence!r} is not in supply.licences")
-        for licence in licences_of(path) if licence not in allowed
-    ]
-    if not any(given.is_file(path / name) for name in TOKENIZERS):
+    found += [*problems, *_unlisted(path, bounds)]
+    if not has_tokenizer(path):
         found.append(Problem(path, "tokenizer", "there is no tokenizer (tokenizer.json)"))
     tokenizer = None
     try:
-        tokenizer = _tokenizer(path)
+        tokenizer = read_tokenizer(path)
     except HeaderError as error:
         found.append(Problem(path, "tokenizer", str(error)))
     broken = headers is None or any(problem.check in ("weights", "config") for problem in found)
     return found, None if broken or headers is None else Model(path, str(path), headers, config, tokenizer)
+
+
+def _unlisted(path: Path, bounds: Bounds) -> Iterator[Problem]:
+    """Its licences that the bounds do not list."""
+    allowed = {licence.lower() for licence in bounds.supply.licences}
+    for licence in licences_of(path):
+        if licence not in allowed:
+            yield Problem(path, "licence", f"licence {licence!r} is not in supply.licences")
 
 
 def _remote_code(path: Path) -> Iterator[Problem]:
@@ -221,17 +281,15 @@ def _elsewhere(path: Path, config: JsonObject) -> Iterator[Problem]:
     """What makes a library load other weights than those that are looked at here."""
     if "transformers_weights" in config:
         yield Problem(path, "weights", "config.json has transformers_weights: rename the weights instead")
-    if (path / "adapter_config.json").is_symlink() or (path / "adapter_config.json").exists():
-        yield Problem(path, "weights", "there is an adapter (adapter_config.json): merge it into the model first")
+    if (path / CONFIG).is_symlink() or (path / CONFIG).exists():
+        yield Problem(path, "weights", f"there is an adapter ({CONFIG}) beside it: put it into a folder of its own")
 
 
 def _weights(path: Path, bounds: Bounds) -> tuple[list[Problem], Mapping[str, TensorHeader] | None]:
     """What is wrong with the weights, and their headers where they can be read."""
-    pickles = sorted(
-        file.name for pattern in PICKLES for file in path.glob(pattern) if file.name not in HARMLESS
-    )
     try:
         if not weight_files(path):
+            pickles = _pickles(path)
             also = f" ({', '.join(pickles)} cannot be used: convert it)" if pickles else ""
             return [Problem(path, "weights", f"there are no safetensors weights{also}")], None
         if not any(given.is_file(path / name) for name in (SINGLE, INDEX)):
@@ -241,26 +299,32 @@ def _weights(path: Path, bounds: Bounds) -> tuple[list[Problem], Mapping[str, Te
         facts = facts_of(path, headers)
     except HeaderError as error:
         return [Problem(path, "weights", str(error))], None
-    found = [
-        Problem(path, "format", f"{name} can run code when it is loaded; only safetensors are allowed")
-        for name in pickles
-    ]
+    found = [*_unsafe(path)]
     refusal = bounds.accept({**facts, "non_finite": 0, "loads_code": []})          # code is told of by itself
     return found + ([Problem(path, "limits", str(refusal))] if refusal else []), headers
+
+
+def _pickles(path: Path) -> list[str]:
+    return sorted(file.name for pattern in PICKLES for file in path.glob(pattern) if file.name not in HARMLESS)
+
+
+def _unsafe(path: Path) -> Iterator[Problem]:
+    for name in _pickles(path):
+        yield Problem(path, "format", f"{name} can run code when it is loaded; only safetensors are allowed")
 
 
 def _same_tensors(first: Model, other: Model) -> Iterator[Problem]:
     mine, theirs = first.headers, other.headers
     for verb, names in (("lacks", mine.keys() - theirs.keys()), ("has, beyond it,", theirs.keys() - mine.keys())):
         if names:
-            yield Problem(other.path, "tensors", f"against {first.name}: {verb} {_some(names)}")
+            yield Problem(other.path, "tensors", f"against {first.name}: {verb} {some(names)}")
     common = sorted(mine.keys() & theirs.keys())
     shapes = [name for name in common if mine[name].shape != theirs[name].shape]
     if shapes:
         name = shapes[0]
         yield Problem(
             other.path, "shapes",
-            f"against {first.name}: {_some(shapes)} differ in shape ({name}: {_shape(mine[name])} and "
+            f"against {first.name}: {some(shapes)} differ in shape ({name}: {_shape(mine[name])} and "
             f"{_shape(theirs[name])})",
         )
 
@@ -276,7 +340,7 @@ def _dtypes(first: Model, other: Model) -> Iterator[Problem]:
         name = differing[0]
         yield Problem(
             other.path, "dtypes",
-            f"against {first.name}: {_some(differing)} differ in number format ({mine[name].dtype} and "
+            f"against {first.name}: {some(differing)} differ in number format ({mine[name].dtype} and "
             f"{theirs[scope[name]].dtype})",
         )
 
@@ -305,103 +369,10 @@ def _truth(value: bool) -> str:
 
 
 def _same_tokenizers(first: Model, other: Model, *, part: bool = False) -> Iterator[Problem]:
-    """With `part`, tokens that only the first has (of images) are none of the other's business, and its template is."""
-    mine, theirs = first.tokenizer, other.tokenizer
-    if mine is None or theirs is None:
-        return
-    tokens = theirs.tokens.keys() if part else mine.tokens.keys() | theirs.tokens.keys()
-    differing = sorted(token for token in tokens if mine.tokens.get(token) != theirs.tokens.get(token))
-    if differing:
-        yield Problem(
-            other.path, "tokenizer", f"against {first.name}: {len(differing)} tokens differ: {_some(differing)}"
-        )
-    for name, left, right in (
-        ("special tokens", mine.special, theirs.special), ("merges", mine.merges, theirs.merges),
-        *((f"{step} of the tokenizers", mine.steps.get(step), theirs.steps.get(step)) for step in STEPS),
-        ("sentencepiece models", mine.pieces, theirs.pieces),
-        *([] if part else [("chat template", mine.template, theirs.template)]),
-    ):
-        if left != right:
-            yield Problem(other.path, "tokenizer", f"against {first.name}: the {name} differ")
-
-
-@dataclass(frozen=True, slots=True)
-class _Tokenizer:
-    """`steps` are what tokenizer.json does before and after its model; `pieces` is the SHA-256 of tokenizer.model where
-    that is all there is; `template` names and texts of the chat templates.
-    """
-
-    tokens: Mapping[str, int]
-    merges: Any
-    special: Mapping[str, Any]
-    steps: Mapping[str, Any]
-    pieces: str
-    template: Mapping[str, str]
-
-
-def _tokenizer(folder: Path) -> _Tokenizer:
-    """What is compared. Raises HeaderError."""
-    full = folder / "tokenizer.json"
-    body = read_json(full) if given.is_file(full) else {}
-    settings = _json_if_there(folder / "tokenizer_config.json")
-    model = body.get("model", {}) if body else {}
-    try:
-        vocabulary = model.get("vocab", {}) if body else _json_if_there(folder / "vocab.json")
-        if isinstance(vocabulary, list):                               # unigram: [[token, score], ..]
-            vocabulary = {entry[0]: place for place, entry in enumerate(vocabulary)}
-        added = {entry["content"]: entry["id"] for entry in body.get("added_tokens") or []}
-        tokens = {**vocabulary, **added}
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
-        raise HeaderError(f"{full}: its tokens cannot be read") from error
-    if not all(isinstance(token, str) and type(place) is int for token, place in tokens.items()):
-        raise HeaderError(f"{full}: a token is not a text with a number")
-    named = {**_json_if_there(folder / "special_tokens_map.json"), **settings}
-    return _Tokenizer(
-        tokens, model.get("merges"), {name: _plain(named.get(name)) for name in SPECIAL},
-        {name: body.get(name) for name in STEPS}, "" if tokens else _pieces(folder / "tokenizer.model"),
-        _templates(folder, settings),
-    )
-
-
-def _json_if_there(file: Path) -> JsonObject:
-    return read_json(file) if given.is_file(file) else {}
-
-
-def _pieces(file: Path) -> str:
-    try:
-        return hashlib.sha256(given.read_bytes(file)).hexdigest() if given.is_file(file) else ""
-    except given.Unreadable as error:
-        raise HeaderError(f"{file}: cannot be read: {error}") from error
-
-
-def _templates(folder: Path, settings: JsonObject) -> dict[str, str]:
-    """The chat templates by name: from the files that have them for themselves, else from the settings."""
-    files = {"default": folder / "chat_template.jinja"}
-    files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    found: dict[str, str] = {}
-    for name, file in files.items():
-        if given.is_file(file):
-            try:
-                found[name] = given.read_text(file, LONGEST_TEMPLATE)
-            except given.Unreadable as error:
-                raise HeaderError(f"{file}: cannot be read: {error}") from error
-    said = settings.get("chat_template") or _json_if_there(folder / "chat_template.json").get("chat_template")
-    if isinstance(said, list):                           # [{"name": .., "template": ..}, ..]
-        said = {str(entry.get("name")): entry.get("template") for entry in said if isinstance(entry, dict)}
-    elif said is not None:
-        said = {"default": said}
-    return {name: str(text) for name, text in (said or {}).items()} | found
-
-
-def _plain(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
+    if first.tokenizer is not None and other.tokenizer is not None:
+        for words in differences(first.tokenizer, other.tokenizer, part=part):
+            yield Problem(other.path, "tokenizer", f"against {first.name}: {words}")
 
 
 def _shape(header: TensorHeader) -> str:
     return "x".join(map(str, header.shape)) or "scalar"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    more = f" and {len(listed) - TOKENS_SHOWN} more" if len(listed) > TOKENS_SHOWN else ""
-    return ", ".join(repr(name) for name in listed[:TOKENS_SHOWN]) + more

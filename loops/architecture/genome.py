@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from loops.architecture.paths import PATH
 from safety.operators import OPERATORS, Gene
 from safety.operators import Operator as Operator
 from state.records import JsonObject
@@ -139,13 +140,16 @@ def genes_at(change: JsonObject, group: int, module: int, order: Sequence[int]) 
 
 
 def models_of(change: JsonObject) -> list[str]:
-    """Digests of every model that a merge or crossover is built from, each once, in a fixed order."""
-    return sorted({*change["parents"], template_of(change)})
+    """Digests of every model that a merge, crossover or path is built from, each once, in a fixed order."""
+    return sorted({*change["parents"], *([change["base"]] if "base" in change else [])})
 
 
 def template_of(change: JsonObject) -> str:
-    """The model whose config, tokenizer, tensor names and dtypes the result has."""
-    return str(change["base"] if change["kind"] == "merge" else change["parents"][0])
+    """The model whose config, tokenizer, tensor names and dtypes the result has: the change's base, which a merge has
+    and a crossover of adapters, or else its first parent. A path's is always its first parent.
+    """
+    first = change["parents"][0]
+    return str(first if change["kind"] == PATH else change.get("base", first))
 
 
 def _by_parent(gene: Gene, value: Any) -> list[Any]:

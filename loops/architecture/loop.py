@@ -35,7 +35,8 @@ class ArchitectureLoop:
     `tasks` are the target tasks as JSON (`TaskSpec.to_json`), `guards` those that must not get worse; `base` is what
     deltas are taken from and `parents` the models to merge, all by digest; `seal` is the digest of the sealed item ids
     that no drawn item may have. `depth` tells how many layers a model has, by its digest: what can be merged, and how
-    long a path can be, depends on it.
+    long a path can be, depends on it. Those parents that are `adapters` over the base, and no models, are built before
+    anything is made of them alone.
     """
 
     settings: ArchitectureSettings
@@ -46,6 +47,7 @@ class ArchitectureLoop:
     seal: str | None = None
     guards: Sequence[JsonObject] = ()
     depth: Callable[[str], int] | None = None
+    adapters: frozenset[str] = frozenset()
     name: LoopName = field(default=LoopName.ARCHITECTURE, init=False)
 
     def start(self) -> JsonObject:
@@ -66,6 +68,8 @@ class ArchitectureLoop:
         mine = [other for other in changes if _carries(other, mark)]
         change = self._search(state).ask(state["search"], mine) if paths is None else (
             self._paths(paths).ask(paths["search"], mine))
+        if self.adapters & set(change["parents"]):
+            change = {"base": self.base, **change}
         return Candidate(self.name, {**change, "search": {**change["search"], **mark}}, base, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
@@ -261,8 +265,8 @@ class ArchitectureLoop:
         return bool(values["comparison"]["p_value"] < self.settings.level)
 
     def _build(self, change: JsonObject, bench: Bench) -> str:
-        """The built model's digest. One parent alone stands for itself and is not written again."""
-        if change["kind"] == "crossover" and len(change["parents"]) == 1:
+        """The built model's digest. One parent alone that is a model stands for itself and is not written again."""
+        if change["kind"] == "crossover" and len(change["parents"]) == 1 and "base" not in change:
             return str(change["parents"][0])
         inputs = {f"model:{digest}": digest for digest in models_of(change)}
         return bench.job("build", inputs, {"change": _genome(change)}).outputs["model"]

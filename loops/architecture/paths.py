@@ -8,7 +8,7 @@ model's own path is that model. Nothing here touches tensors. Invariant: `genes(
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from state.records import JsonObject
@@ -109,6 +109,34 @@ class PathDefinition:
         included = [place in through for place in range(len(self.places))]
         first = dict(zip(change["places"], _starts(len(self.places[place]) for place in change["places"]), strict=True))
         return included, {place: change["scales"][first[place]] for place in self.seams(included)}
+
+
+def in_words(change: JsonObject, name: Callable[[str], str]) -> list[str]:
+    """Everything that a path goes through, in order, a line each; `name` tells what a model is called.
+
+    A line is a stretch of layers as they follow each other in their model, and the scale of the residual stream on
+    entering it where that is not 1.
+    """
+    models = [name(digest) for digest in change["parents"]]
+    lines, met = [f"embeddings, final norm, head and tokenizer of {models[0]}"], set()
+    for model, first, last, scale in _stretches(change):
+        stretch = {(model, layer) for layer in range(first, last + 1)}
+        layers = f"layer {first}" if first == last else f"layers {first} to {last}"
+        again = " again" if stretch <= met else " again in part" if stretch & met else ""
+        lines.append(f"{layers} of {models[model]}{again}" + (f", at scale {scale}" if scale != 1.0 else ""))
+        met |= stretch
+    return lines
+
+
+def _stretches(change: JsonObject) -> Iterator[tuple[int, int, int, float]]:
+    """(model, first layer, last layer, scale on entering) of each run of layers that no seam divides."""
+    found: list[tuple[int, int, int, float]] = []
+    for (model, layer), scale in zip(change["layers"], change["scales"], strict=True):
+        if found and found[-1][0] == model and found[-1][2] == layer - 1 and scale == 1.0:
+            found[-1] = (model, found[-1][1], layer, found[-1][3])
+        else:
+            found.append((model, layer, layer, scale))
+    return iter(found)
 
 
 def _starts(lengths: Iterator[int]) -> Iterator[int]:

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from loops.architecture.genome import MODULES, genes_at, models_of, template_of
-from loops.architecture.paths import PATH
+from loops.architecture.paths import PATH, in_words
 from loops.work import merge, paths, shards
 from loops.work.joining import Inputs
 from loops.work.part import shared
 from loops.work.threads import tensor_threads
-from loops.work.weights import Tensors, opened, outline_of
+from loops.work.weights import Tensors, opened, opened_all, outline_of
+from safety.adapters import is_adapter
 from safety.licences import CARD, Obligations, is_inherited, obligations_of
 from safety.operators import OPERATORS, Operator
 from safety.preflight import mismatches, scope_in_words
@@ -48,30 +49,33 @@ class Blueprint:
 
 
 def build(spec: JobSpec, desk: Desk) -> Produced:
-    """Job "build". Inputs "model:<digest>", models or adapters on the change's base; params {"change"} and, where files
-    of weights are not to be as large as libraries make them, {"shard_bytes"}; output "model", a Hugging Face folder.
+    """Job "build". Inputs "model:<digest>", models, or adapters over the change's base; params {"change"} and, where
+    files of weights are not to be as large as libraries make them, {"shard_bytes"}; output "model", a folder as Hugging
+    Face has them.
 
     The folder has its name only when all of it is there. Killed and run again, the job keeps the files of weights that
     were finished.
     """
     change = spec.params["change"]
     folders = {digest: desk.inputs[f"model:{digest}"] for digest in models_of(change)}
-    template = folders[template_of(change)]
-    config = paths.path_config(change, folders) if change["kind"] == PATH else None
-    part = "" if config else _part_in_words(template_of(change), folders)
+    homes = homes_of(change, folders)
+    template = homes[template_of(change)]
+    config = paths.path_config(change, homes) if change["kind"] == PATH else None
+    part = "" if config else _part_in_words(template, folders)
     desk.progress(0.0, part)
-    blueprint = planned(change, {
-        digest: opened(folder, template, desk.device) for digest, folder in folders.items()
-    })
+    blueprint = planned(change, opened_all(folders, change.get("base"), desk.device))
     folder, writing = desk.folder / "model", desk.folder / "model.writing"
     if folder.exists() and not writing.exists():
         folder.rename(writing)                          # complete, but the job was killed before it could say so
     writing.mkdir(parents=True, exist_ok=True)
     largest = max(tensor.nbytes for tensor in blueprint.outline.values())
+    over = 4 * sum(home != folders[digest] for digest, home in homes.items())       # an adapter's tensor is in float32
+    numbers = max(tensor.numel() for tensor in blueprint.outline.values())
     shards.write(
         blueprint.outline, lambda name: blueprint.make(name).cpu(), writing, desk.folder / "steps",
         shard_bytes=spec.params.get("shard_bytes", shards.SHARD_BYTES),
-        memory_bytes=(len(folders) + 2) * largest + shards.SLACK_BYTES, threads=desk.threads, progress=desk.progress,
+        memory_bytes=(len(folders) + 2) * largest + over * numbers + shards.SLACK_BYTES,
+        making_bytes=shards.MAKING_BYTES + over, threads=desk.threads, progress=desk.progress,
     )
     for source in sorted(template.iterdir()):
         if source.is_file() and is_inherited(source.name) and not source.name.endswith(WEIGHT_FILES):
@@ -83,6 +87,18 @@ def build(spec: JobSpec, desk: Desk) -> Produced:
     (writing / CARD).write_text(card(change, owed, part), encoding="utf-8")
     writing.rename(folder)
     return Produced({"parameters": sum(tensor.numel() for tensor in blueprint.outline.values())}, {"model": folder})
+
+
+def homes_of(change: JsonObject, folders: Mapping[str, Path]) -> dict[str, Path]:
+    """The folder that has config and tokenizer of each model by digest: its own, or for an adapter the base's.
+    ValueError for an adapter in a change that names no base.
+    """
+    homes = {}
+    for digest, folder in folders.items():
+        if is_adapter(folder) and "base" not in change:
+            raise ValueError(f"model {digest[:12]} is an adapter, and the change names no base that it is over")
+        homes[digest] = folders[change["base"]] if is_adapter(folder) else folder
+    return homes
 
 
 def read_tensors(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -102,7 +118,7 @@ def planned(change: JsonObject, models: Mapping[str, Tensors]) -> Blueprint:
     if change["kind"] == PATH:
         sources = paths.path_sources(change, outlines)
         laid = {name: outlines[source.model][source.tensor] for name, source in sources.items()}
-        return Blueprint(laid, lambda name: sources[name].taken(models))
+        return Blueprint(laid, lambda name: sources[name].taken(models, laid[name].dtype))
     known = outlines[template_of(change)]
     outline = {name: known[name] for name in sorted(known, key=_natural)}
     named = models_of(change)
@@ -151,8 +167,14 @@ def card(change: JsonObject, owed: Obligations, part: str = "") -> str:
     """
     made = change.get("operator", change["kind"])
     parents = "\n".join(f"- {digest}" for digest in change["parents"])
-    about = f"{made} of\n\n{parents}\n" + (f"\n{part}\n" if part else "")
+    through = "\n".join(f"{place}. {line}" for place, line in enumerate(_through(change)))
+    about = f"{made} of\n\n{parents}\n" + (f"\nthrough\n\n{through}\n" if through else "")
+    about += f"\n{part}\n" if part else ""
     return f"{owed.front_matter()}\n# Made by kaizend\n\n{about}\n{owed.in_words()}"
+
+
+def _through(change: JsonObject) -> list[str]:
+    return in_words(change, lambda digest: digest[:12]) if change["kind"] == PATH else []
 
 
 def cell_of(name: str, groups: int, layers: int) -> tuple[int, int]:
@@ -236,14 +258,14 @@ def _is_attention(name: str) -> bool:
     return MODULES[cell_of(name, 1, 1)[1]] == "attention"
 
 
-def _part_in_words(template: str, folders: Mapping[str, Path]) -> str:
+def _part_in_words(template: Path, folders: Mapping[str, Path]) -> str:
     """What of the template is made and what is kept, "" where all of it is made; by headers and configurations alone.
     ValueError for a folder that cannot be merged into the template's.
     """
     for digest, folder in folders.items():
-        for problem in mismatches(folders[template], folder):
+        for problem in mismatches(template, folder):
             raise ValueError(f"model {digest[:12]} cannot be merged: {problem.text}")
-    words = (scope_in_words(folders[template], folder) for folder in folders.values())
+    words = (scope_in_words(template, folder) for folder in folders.values())
     return next(filter(None, words), "")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from loops.architecture.genome import models_of, template_of
@@ -27,7 +28,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def path_config(change: JsonObject, folders: Mapping[str, Path]) -> JsonObject:
-    """The config of the path. `folders` maps every digest of `models_of(change)` to its model folder.
+    """The config of the path. `folders` maps every digest of its parents to the folder that has its config.
 
     Raises HeaderError, or ValueError where no path can be laid through these models.
     """
@@ -51,12 +52,12 @@ class Source:
     factor: float = 1.0
     again: bool = False
 
-    def taken(self, models: Mapping[str, Tensors]) -> Tensor:
-        """The tensor in its stored dtype; a shared one is copied, so that what is written is not one for two."""
+    def taken(self, models: Mapping[str, Tensors], dtype: torch.dtype) -> Tensor:
+        """The tensor in that dtype; a shared one is copied, so that what is written is not one for two."""
         held = models[self.model][self.tensor]
         if self.factor != 1.0:
-            return (held.float() * self.factor).to(held.dtype)
-        return held.clone() if self.again else held
+            return (held.float() * self.factor).to(dtype)
+        return held.to(dtype, copy=self.again)
 
 
 def path_sources(change: JsonObject, models: Mapping[str, Collection[str]]) -> dict[str, Source]:

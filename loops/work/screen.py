@@ -17,10 +17,11 @@ import numpy as np
 from loops.architecture.genome import models_of, template_of
 from loops.architecture.paths import PATH
 from loops.architecture.settings import Objective
-from loops.work.build import composed, place, read_tensors
+from loops.work.build import composed, homes_of, place, read_tensors
 from loops.work.paths import path_config
 from loops.work.sketch import sketch
-from loops.work.weights import Tensors
+from loops.work.weights import Tensors, opened
+from safety.adapters import is_adapter
 from safety.serving import in_turn
 from safety.yardstick.compare import Comparison, Race, losses, paired, pieces
 from safety.yardstick.items import Item, TaskSpec
@@ -95,7 +96,7 @@ class Bed:
     def candidate(self, change: JsonObject) -> Placed:
         """A warm model whose weights are the candidate's until the next one is placed."""
         for digest in models_of(change):
-            self.tensors(digest)
+            self.tensors(digest, change.get("base"))
         template = template_of(change)
         if change["kind"] == PATH:
             return Placed(self._path(change, template), template)
@@ -103,11 +104,13 @@ class Bed:
         place(change, self.warm.tensors, stored_names(shell.model))
         return Placed(shell, template)
 
-    def tensors(self, digest: str) -> Tensors:
-        """The tensors of a saved model, in memory."""
-        return _kept(
-            self.warm.tensors, digest, lambda d: read_tensors(self.desk.inputs[f"model:{d}"], self.desk.device)
-        )
+    def tensors(self, digest: str, base: str | None = None) -> Tensors:
+        """The tensors of a saved model, in memory; of an adapter its factors and the base's tensors."""
+        folder, device = self.desk.inputs[f"model:{digest}"], self.desk.device
+        if base is not None and is_adapter(folder):
+            over = self.tensors(base)
+            return _kept(self.warm.tensors, digest, lambda _: opened(folder, over, device))
+        return _kept(self.warm.tensors, digest, lambda _: read_tensors(folder, device))
 
     def drawn(self, count: int, seed: int) -> list[Drawn]:
         """`count` search items of every task, none of them sealed. Raises TaskError where there are too few."""
@@ -144,9 +147,9 @@ class Bed:
 
     def _path(self, change: JsonObject, template: str) -> Scored:
         """A model of its own depth, put together as loading the built one would; it shares the parents' tensors."""
-        folders = {digest: self.desk.inputs[f"model:{digest}"] for digest in models_of(change)}
-        config, tensors = path_config(change, folders), dict(composed(change, self.warm.tensors))
-        tokenizer = _kept(self.warm.tokenizers, template, lambda digest: load_tokenizer(folders[digest]))
+        homes = homes_of(change, {digest: self.desk.inputs[f"model:{digest}"] for digest in models_of(change)})
+        config, tensors = path_config(change, homes), dict(composed(change, self.warm.tensors))
+        tokenizer = _kept(self.warm.tokenizers, template, lambda digest: load_tokenizer(homes[digest]))
         return assemble_model(config, tensors, tokenizer, self.desk.device)
 
     def _shell(self, digest: str) -> Scored:

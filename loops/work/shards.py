@@ -34,6 +34,7 @@ from state import files as disk
 from state.records import JsonObject
 
 SHARD_BYTES = 5 * 10**9
+MAKING_BYTES = 8                        # of each number while its tensor is made: two of it in float32
 SLACK_BYTES = 256 * 2**20               # beyond the largest tensors, what may be in memory at once
 ORDER = (                               # of the tensors in a file: the widest numbers first, so that all are aligned
     "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8",
@@ -78,12 +79,13 @@ def index_of(outline: Tensors, shards: list[Shard]) -> JsonObject:
 
 def write(
     outline: Tensors, make: Make, folder: Path, marks: Path, *, shard_bytes: int = SHARD_BYTES, memory_bytes: int = 0,
-    threads: int = 1, progress: Progress = lambda done, note: None,
+    making_bytes: int = MAKING_BYTES, threads: int = 1, progress: Progress = lambda done, note: None,
 ) -> None:
     """Write the files, and the index where there are several. `make` gives a tensor by its name, on the CPU.
 
-    What is made or being made at a time is held to `memory_bytes`, by an estimate, but for one tensor, which may always
-    be. Anything in `folder` that is not a finished file of this model is removed. OSError where the disk is too small.
+    What is made or being made at a time is held to `memory_bytes`, by an estimate of `making_bytes` for each number
+    beside the number itself, but for one tensor, which may always be. Anything in `folder` that is not a finished file
+    of this model is removed. OSError where the disk is too small.
     """
     shards = laid_out(outline, shard_bytes)
     left = [shard for shard in shards if not _is_finished(shard, folder, marks)]
@@ -93,7 +95,7 @@ def write(
     _check_space(folder, sum(shard.length for shard in left))
     pace = Pace(sum(shard.length for shard in shards), sum(shard.length for shard in left), progress)
     names = [name for shard in left for name in shard.tensors]
-    with closing(made_ahead(names, outline, make, memory_bytes, threads)) as made:
+    with closing(made_ahead(names, outline, make, memory_bytes, threads, making_bytes)) as made:
         for shard in left:
             if len(shards) == 1:
                 _write_shard(shard, made, folder, pace)
@@ -104,14 +106,15 @@ def write(
 
 
 def made_ahead(
-    names: Iterable[str], outline: Tensors, make: Make, memory_bytes: int, threads: int = 1
+    names: Iterable[str], outline: Tensors, make: Make, memory_bytes: int, threads: int = 1,
+    making_bytes: int = MAKING_BYTES,
 ) -> Generator[Tensor]:
     """The tensors in the order of `names`, made by so many threads while the caller uses the ones before."""
     waiting: deque[tuple[int, Future[Tensor]]] = deque()
     held = 0
     with tensor_threads(threads) as pool:
         for name in names:
-            cost = outline[name].nbytes + 8 * outline[name].numel()         # itself, and two of it in float32
+            cost = outline[name].nbytes + making_bytes * outline[name].numel()
             while waiting and held + cost > memory_bytes:
                 yield waiting[0][1].result()
                 held -= waiting.popleft()[0]

@@ -64,22 +64,29 @@ class Adapted(Tensors):
     """The tensors of a base with an adapter's deltas: theta = base + scale b a, in float32 where it changes anything.
 
     The product is that of all the adapter's rows in float32, so that merging adapters has none of the cross terms that
-    mixing their factors would have.
+    mixing their factors would have. With a magnitude m it is m (base + scale b a) / |base + scale b a|, lengths of rows
+    (DoRA, arXiv 2402.09353, eq. 5). `outline` has the dtypes that the model is stored in: the base's.
     """
 
-    def __init__(self, folder: Path, base: Path, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, base: Tensors, device: str = "cpu") -> None:
         """Raises HeaderError for an adapter that does not fit the base, or is not understood."""
-        self._base = Stored(tensor_headers(base), device)
-        self._adapter = adapter_of(folder, tensor_headers(base))
-        self._held = Stored(self._adapter.headers, device)
+        self.outline = outline_of(base)
+        self._base = base
+        self._adapter = adapter_of(folder, {name: tuple(tensor.shape) for name, tensor in self.outline.items()})
+        self._held = dict(Stored(self._adapter.headers, device))
 
     def __getitem__(self, name: str) -> Tensor:
         own, factors = self._adapter.replaced.get(name), self._adapter.factors.get(name)
         before = self._base[name] if own is None else self._held[own]
         if factors is None:
             return before
-        delta = self._held[factors.b].float() @ self._held[factors.a].float()
-        return before.float() + (delta.T if factors.transposed else delta) * factors.scale
+        product = self._held[factors.b].float() @ self._held[factors.a].float()
+        made = (product.T if factors.transposed else product).mul_(factors.scale).add_(before)
+        if factors.magnitude:
+            rows = made.T if factors.transposed else made
+            lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            rows.mul_(self._held[factors.magnitude].float().view(-1, 1) / lengths)
+        return made
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._base)
@@ -87,26 +94,26 @@ class Adapted(Tensors):
     def __len__(self) -> int:
         return len(self._base)
 
-    @cached_property
-    def outline(self) -> dict[str, Tensor]:
-        """The base's outline, float32 where the adapter adds to it."""
-        return {
-            name: tensor.float() if name in self._adapter.factors else tensor
-            for name, tensor in self._base.outline.items()
-        }
 
+def opened(folder: Path, base: Tensors | None = None, device: str = "cpu") -> Stored | Adapted:
+    """The tensors of a model folder, or of an adapter over those of its base. Reads headers only.
 
-def opened(folder: Path, base: Path | None = None, device: str = "cpu") -> Stored | Adapted:
-    """The tensors of a model folder, or of an adapter over a base. Reads headers only.
-
-    ValueError for a folder without safetensors, HeaderError for one that cannot be read.
+    ValueError for a folder without safetensors or an adapter without a base, HeaderError for one that cannot be read.
     """
-    if base is not None and is_adapter(folder):
+    if is_adapter(folder):
+        if base is None:
+            raise ValueError(f"{folder} holds an adapter, and the change names no base that it is over")
         return Adapted(folder, base, device)
     headers = tensor_headers(folder)
     if not headers:
         raise ValueError(f"{folder} holds no safetensors")
     return Stored(headers, device)
+
+
+def opened_all(folders: Mapping[str, Path], base: str | None = None, device: str = "cpu") -> dict[str, Tensors]:
+    """The tensors of every model by digest, those of adapters over the tensors of the one that is called `base`."""
+    over = None if base is None else opened(folders[base], device=device)
+    return {digest: opened(folder, over, device) for digest, folder in folders.items()}
 
 
 def outline_of(tensors: Tensors) -> Tensors:

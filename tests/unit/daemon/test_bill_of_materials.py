@@ -90,6 +90,23 @@ def test_it_names_parents_data_files_licences_and_what_came_from_what(history: P
     assert model["modelCard"]["modelParameters"]["datasets"] == [{"ref": DATA}]
 
 
+def test_card_and_bill_say_in_full_what_a_path_goes_through(history: Provenance) -> None:
+    path = {"kind": "path", "parents": [ONE, TWO], "layers": [[0, 0], [1, 1], [1, 2], [1, 2]],
+            "scales": [1.0, 0.8, 1.0, 1.0], "places": [0, 3, 4, 7]}
+    model, merged, *others = history.lineage
+    laid = replace(history, lineage=(model, Descent(MERGED, row(3, path), (ONE, TWO), ()), *others))
+    lines = [f"embeddings, final norm, head and tokenizer of {ONE[:12]}", f"layer 0 of {ONE[:12]}",
+             f"layers 1 to 2 of {TWO[:12]}, at scale 0.8", f"layer 2 of {TWO[:12]} again"]
+    text = model_card(laid, Obligations(tuple(LICENCES[MODEL]), {}))
+    assert "\n".join(f"  {place}. {line}" for place, line in enumerate(lines)) in text
+    body = bill(laid)
+    parts = {part["bom-ref"]: part for part in body["components"]}
+    assert {"name": "kaizend:path", "value": "; ".join(lines)} in parts[MERGED]["properties"]
+    assert not any(entry["name"] == "kaizend:path" for entry in parts[ONE]["properties"])
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(body)) is None
+    assert "layer" not in model_card(history, Obligations((), {})) and merged.path == []
+
+
 def test_it_has_the_scores_of_the_release_with_intervals(history: Provenance) -> None:
     card = bill(history)["metadata"]["component"]["modelCard"]
     maths = next(m for m in card["quantitativeAnalysis"]["performanceMetrics"] if m["slice"].startswith("maths"))

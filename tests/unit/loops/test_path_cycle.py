@@ -83,6 +83,7 @@ def test_a_path_is_screened_built_promoted_and_loaded_by_plain_transformers(
         made, *_ = ancestry(reading, working)
     assert (made.model, made.parents) == (working, (start,))
     assert made.made == f"row {row.id}: path of {depth} layers through 1 model"
+    assert len(made.path) > 1 and all(line in (folder / "README.md").read_text() for line in made.path)
 
     desk = Desk(tmp_path, {"base": court.registry.path(start), "result": folder, "seal": seal})
     drift = measure(JobSpec("measure", {}, {"tasks": [task], "probe_items": 8}), desk).values["drift"]

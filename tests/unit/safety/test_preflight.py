@@ -12,7 +12,8 @@ from tiny import tiny_model
 
 from safety.bounds import Bounds
 from safety.headers import HeaderError, facts_of, layers_of, tensor_headers
-from safety.preflight import path_problems, preflight
+from safety.preflight import mismatches, path_problems, preflight
+from safety.tokenizer import read_tokenizer, same_files
 
 WORDS = ["one", "two", "three"]
 README = "---\nlicense: apache-2.0\n---\n# tiny\n"
@@ -236,3 +237,42 @@ def test_models_that_no_path_can_be_laid_through_are_named_with_the_reason(pair:
     kinds = [str(problem) for problem in path_problems(pair)]
     assert "no path can be laid through layers of model_type 'olmo2': known are" in kinds[0]
     assert path_problems([tmp_path / "none"]) == []
+
+
+def same_size(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"three"', '"seven"'))
+
+
+def respaced(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=7))
+
+
+@pytest.mark.parametrize(("change", "parsed", "words"), [
+    (lambda folder: None, 0, []),
+    (lambda folder: (folder / "README.md").write_text("another card"), 0, []),
+    (respaced, 2, []),
+    (same_size, 2, ["2 tokens differ: 'seven', 'three'"]),
+    (lambda folder: (folder / "chat_template.jinja").write_text("{{ x }}"), 2, ["the chat template differ"]),
+    (more_templates, 2, ["the chat template differ"]),
+])
+def test_tokenizers_are_parsed_for_a_build_only_where_their_bytes_differ(
+    pair: list[Path], change: Callable[[Path], object], parsed: int, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "safety.preflight.read_tokenizer", lambda folder: (read.append(folder), read_tokenizer(folder))[1])
+    change(pair[1])
+    assert [problem.text for problem in mismatches(*pair)] == [f"against the template: {line}" for line in words]
+    assert len(read) == parsed
+
+
+def test_tokenizers_that_cannot_be_read_are_not_the_same(pair: list[Path]) -> None:
+    assert same_files(*pair)
+    for folder in pair:
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer.json").symlink_to("/dev/zero")
+    assert same_files(*pair)                                     # what is no file is read by nobody
+    shutil.rmtree(pair[1])
+    assert not same_files(*pair)

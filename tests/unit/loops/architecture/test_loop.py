@@ -83,7 +83,7 @@ def loop_of(settings: ArchitectureSettings = SETTINGS, **more: Any) -> Architect
     inner: Any = Inner()
     return ArchitectureLoop(
         settings, [{"name": "t"}], inner, more.get("base", "b"), more.get("parents", ("x", "y")),
-        depth=more.get("depth"),
+        depth=more.get("depth"), adapters=frozenset(more.get("adapters", ())),
     )
 
 
@@ -194,6 +194,30 @@ def test_paths_follow_the_merges_once_these_have_run_dry_then_training_then_merg
         _, state = once(loop, state, nothing, children=lambda *_: Outcome(Verdict.REJECTED, "no"))
     assert kinds == ["merge"] * 5 + ["path"] * 4 + ["keep"] + ["merge"] * 3 + ["path"] * 4 + ["keep"] + ["merge"] * 3
     assert pools == {"", "w"}                                     # the incumbent is the template
+
+
+@pytest.mark.parametrize("settings", [
+    SETTINGS, replace(SETTINGS, search=SearchKind.M2N2), ArchitectureSettings(space=Space.DATA_FLOW),
+])
+def test_a_change_that_has_an_adapter_among_its_parents_names_the_base_that_it_is_over(
+    settings: ArchitectureSettings
+) -> None:
+    """Its jobs are given the base; a single one is built, because it is no model by itself. Others are as they were."""
+    runner = answering(lambda spec: screened(0.1, "better"))
+    loop = loop_of(settings, adapters=("y",), depth=lambda digest: 2)
+    state, met = loop.start(), set()
+    for ordinal in range(9):
+        candidate = loop.propose(state, "b", "working", ordinal)
+        parents = candidate.change["parents"]
+        assert candidate.change.get("base") == ("b" if "y" in parents or candidate.change["kind"] == "merge" else None)
+        trial = loop.run(candidate, bench_of(loop, candidate, state, runner))
+        if "y" in parents:
+            assert [spec.kind for spec in runner.specs[-2:]] == ["screen", "build"]
+            assert all(spec.inputs["model:b"] == "b" for spec in runner.specs[-2:])
+            assert trial.result not in ("x", "y")
+        met.add("y" in parents)
+        state = loop.learn(state, candidate, loop.judge(candidate, trial))
+    assert True in met
 
 
 def test_in_data_flow_space_alone_there_are_paths_and_training() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loops.architecture.genome import models_of, template_of
-from loops.architecture.paths import PathDefinition
+from loops.architecture.paths import PathDefinition, in_words
 from state.records import canonical
 
 ROW = PathDefinition(("x", "y"), (3, 2), repeats=2, deepest=6)
@@ -67,6 +68,34 @@ def test_a_change_says_what_its_genotype_does(row: PathDefinition, data: st.Data
     assert len(change["layers"]) == len(change["scales"])
     layers = [(row.models.index(change["parents"][model]), layer) for model, layer in change["layers"]]
     assert layers == [layer for place in change["places"] for layer in row.places[place]]
+
+
+def test_a_path_in_words_says_every_layer_in_order_and_every_scale() -> None:
+    change = {"kind": "path", "parents": ["x", "y"], "places": [],
+              "layers": [[0, 0], [0, 1], [1, 1], [1, 2], [0, 1], [0, 1], [0, 2], [1, 0]],
+              "scales": [1.0, 1.0, 0.75, 1.0, 1.0, 1.25, 1.0, 1.0]}
+    assert in_words(change, str.upper) == [
+        "embeddings, final norm, head and tokenizer of X", "layers 0 to 1 of X", "layers 1 to 2 of Y, at scale 0.75",
+        "layer 1 of X again", "layers 1 to 2 of X again in part, at scale 1.25", "layer 0 of Y",
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows(), st.data())
+def test_a_path_can_be_read_back_from_its_words(row: PathDefinition, data: st.DataObject) -> None:
+    size = len(row.places)
+    included = row.trimmed(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), [0.5] * size)
+    scales = {place: round(data.draw(st.floats(0.5, 2.0)), 6) for place in row.seams(included)}
+    change = row.change(included, scales)
+    layers, entered = [], []
+    for line in in_words(change, str)[1:]:
+        found = re.match(r"layers? (\d+)(?: to (\d+))? of (\S+?)(?: again(?: in part)?)?(?:, at scale (\S+))?$", line)
+        assert found
+        run = range(int(found[1]), int(found[2] or found[1]) + 1)
+        layers += [[change["parents"].index(found[3]), layer] for layer in run]
+        entered += [float(found[4] or 1.0), *[1.0] * (len(run) - 1)]
+    assert layers == change["layers"]
+    assert entered == change["scales"]
 
 
 def test_what_is_too_deep_loses_its_least_worthy_places_and_nothing_gets_the_worthiest() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lora import adapter
 from sealing import seal_of
 from zoo import pairs
 
@@ -56,6 +57,31 @@ def test_the_candidate_in_memory_is_the_model_that_is_built_and_loaded_again(
     Bed.of(spec, desk).candidate(CHANGE)                    # another candidate was there before
     shell = Bed.of(spec, desk).candidate(change).shell
     loaded = load_model(Path(build(spec, desk).outputs["model"]), "cpu").model.state_dict()
+    for name, tensor in shell.model.state_dict().items():
+        assert torch.equal(tensor, loaded[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", [
+    CHANGE, {"kind": "crossover", "parents": ["one", "two"], "split": 0.5, "mix": 0.2, "base": "base"},
+    {"kind": "path", "parents": ["base", "one", "two"], "layers": [[0, 0], [1, 0], [2, 1], [1, 0]],
+     "scales": [1.0, 0.7, 1.0, 1.3], "places": [0, 1, 2, 3], "base": "base"},
+])
+def test_a_candidate_of_adapters_in_memory_is_the_model_that_is_built_and_loaded_again(
+    change: JsonObject, dtype: torch.dtype, desk_of: Make, task: JsonObject, zoo: dict[str, Path], tmp_path: Path
+) -> None:
+    held = load_model(zoo["base"], "cpu")
+    held.model.to(dtype).save_pretrained(tmp_path / "base")
+    held.tokenizer.save_pretrained(tmp_path / "base")
+    adapters = {name: adapter(zoo["base"], tmp_path / name, seed, target_modules="all-linear", use_dora=bool(seed))
+                for seed, name in enumerate(("one", "two"))}
+    desk = desk_of(base=tmp_path / "base", **adapters)
+    desk.folder.mkdir()
+    spec = spec_of(task, change)
+    Bed.of(spec, desk).candidate(CHANGE)                    # another candidate was there before
+    shell = Bed.of(spec, desk).candidate(change).shell
+    loaded = load_model(Path(build(spec, desk).outputs["model"]), "cpu").model.state_dict()
+    assert loaded.keys() == shell.model.state_dict().keys()
     for name, tensor in shell.model.state_dict().items():
         assert torch.equal(tensor, loaded[name])
 
