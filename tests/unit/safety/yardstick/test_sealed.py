@@ -132,6 +132,15 @@ def test_thirteen_words_in_a_row_betray_an_item_but_a_template_does_not() -> Non
     assert overlapping(items, [[f"{frame} the queen has"]]) == []
 
 
+def test_a_word_in_common_after_a_long_template_betrays_no_item() -> None:
+    ask = "Give the answer as a list of words, each with a comma after it. Now reverse this list of words:"
+    words = [[f"{letter}{n}" for letter in "abc"] for n in range(60)]
+    items = [Item.of(f"{ask} {', '.join(three)}", ", ".join(reversed(three))) for three in words]
+    others = [[f"{ask} {a}, x{n}, y{n}", f"y{n}, x{n}, {a}"] for n, (a, _, _) in enumerate(words)]
+    assert overlapping(items, others) == []
+    assert overlapping(items, [*others, [f"and then: {items[7].prompt} - I do not know"]]) == [items[7].id]
+
+
 def test_a_short_item_is_found_inside_a_longer_row() -> None:
     items = [Item.of("donu la sumon de 7 kaj 9 nun", "16 dek ses")]
     assert overlapping(items, [["once more donu la sumon de 7 kaj 9 nun 16 dek ses and more"]]) == [items[0].id]
