@@ -19,6 +19,8 @@ from safety.yardstick.tasks import of_a_file, pool_file, sealed_ids, take, unsea
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, digest_of
 
+NONE: Final = "none"
+"""The file in a sealed split that holds no task; a task's own file has an ending."""
 _GRAM: Final = 13
 """Words in a row that two texts have in common only when one was copied from the other."""
 _SHORTEST_GRAM: Final = 6
@@ -164,6 +166,8 @@ def _written(splits: Splits, tasks: Sequence[TaskSpec], folder: Path) -> dict[st
     for split, by_task in splits.items():
         for name, items in by_task.items():
             write_items(outputs[str(split)] / f"{name}.jsonl", items)
+        if not by_task:
+            (outputs[str(split)] / NONE).touch()                # an artefact is never an empty folder
     for task in tasks:
         sealed = sorted(item.id for by_task in splits.values() for item in by_task.get(task.name, []))
         (outputs["seal"] / f"{task.name}.json").write_text(json.dumps(sealed) + "\n", encoding="utf-8")

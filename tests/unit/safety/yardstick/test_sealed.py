@@ -11,6 +11,7 @@ import pytest
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.sealed import load_guard, load_vault, overlapping, seal_tasks
 from safety.yardstick.tasks import Seal, draw, pinned, read_jsonl, unplaced
+from state.files import manifest_of
 from state.jobs import Desk, JobSpec, Produced
 from state.records import Split
 
@@ -90,6 +91,15 @@ def test_sealing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for out in first.outputs.values() for path in out.iterdir()}
     sealed(tmp_path)
     assert before == {path: path.read_bytes() for out in first.outputs.values() for path in out.iterdir()}
+
+
+def test_a_life_without_guards_seals_what_the_registry_can_keep(tmp_path: Path) -> None:
+    target = TaskSpec("naming", "target", {"kind": "bilingual", "family": "naming2"}, vault_items=5)
+    spec = JobSpec("seal", {}, {"tasks": [target.to_json()]}, 1)
+    produced = seal_tasks(spec, Desk(tmp_path, {}))
+    assert all(manifest_of(path) for path in produced.outputs.values())
+    with pytest.raises(ValueError, match="the guard holds no items of task naming"):
+        load_guard(produced.outputs["guard"], target)
 
 
 def test_a_task_without_sealed_items_is_named(tmp_path: Path) -> None:
