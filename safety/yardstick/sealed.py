@@ -19,11 +19,13 @@ from safety.yardstick.tasks import of_a_file, pool_file, sealed_ids, take, unsea
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, digest_of
 
+NONE: Final = "none"
+"""The file in a sealed split that holds no task; a task's own file has an ending."""
 _GRAM: Final = 13
 """Words in a row that two texts have in common only when one was copied from the other."""
 _SHORTEST_GRAM: Final = 6
 _TEMPLATE_SHARE: Final = 0.02
-"""A run of words in more than this share of a task's items is its template and tells nothing about one item."""
+"""A run of six words in more than this share of a task's items belongs to its template."""
 
 Splits = dict[Split, dict[str, list[Item]]]
 
@@ -115,15 +117,27 @@ def overlapping(items: Sequence[Item], rows: Iterable[Sequence[str]]) -> list[st
 
 
 def _grams_of(items: Sequence[Item]) -> dict[tuple[str, ...], set[str]]:
-    """Runs of words that betray an item, with the items they betray; runs of the task's template are left out."""
-    grams: dict[tuple[str, ...], set[str]] = {}
-    for item in items:
-        words = normalised(f"{item.prompt} {item.answer}").split()
-        if len(words) >= _SHORTEST_GRAM:
-            for gram in _windows(words, min(_GRAM, len(words))):
-                grams.setdefault(gram, set()).add(item.id)
+    """Runs of words that betray an item, with the items they betray.
+
+    Words inside a run that many items share are the task's template. A run betrays an item by at least six words of the
+    item's own, or by as many as its prompt has: next to a long template, one word in common with an item says nothing.
+    """
+    words_of = {item: normalised(f"{item.prompt} {item.answer}").split() for item in items}
+    holders = Counter(run for words in words_of.values() for run in set(_windows(words, _SHORTEST_GRAM)))
     most = max(1, int(_TEMPLATE_SHARE * len(items)))
-    return {gram: ids for gram, ids in grams.items() if len(ids) <= most}
+    grams: dict[tuple[str, ...], set[str]] = {}
+    for item, words in words_of.items():
+        own = [True] * len(words)
+        for start, run in enumerate(_windows(words, _SHORTEST_GRAM)):
+            if holders[run] > most:
+                own[start : start + _SHORTEST_GRAM] = [False] * _SHORTEST_GRAM
+        asked = len(normalised(item.prompt).split())
+        needed = max(1, min(_SHORTEST_GRAM, sum(own[:asked])))
+        length = min(_GRAM, len(words))
+        for start, gram in enumerate(_windows(words, length) if length >= _SHORTEST_GRAM else ()):
+            if sum(own[start : start + length]) >= needed:
+                grams.setdefault(gram, set()).add(item.id)
+    return grams
 
 
 def _windows(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
@@ -152,6 +166,8 @@ def _written(splits: Splits, tasks: Sequence[TaskSpec], folder: Path) -> dict[st
     for split, by_task in splits.items():
         for name, items in by_task.items():
             write_items(outputs[str(split)] / f"{name}.jsonl", items)
+        if not by_task:
+            (outputs[str(split)] / NONE).touch()                # an artefact is never an empty folder
     for task in tasks:
         sealed = sorted(item.id for by_task in splits.values() for item in by_task.get(task.name, []))
         (outputs["seal"] / f"{task.name}.json").write_text(json.dumps(sealed) + "\n", encoding="utf-8")

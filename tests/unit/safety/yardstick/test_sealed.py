@@ -11,6 +11,7 @@ import pytest
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.sealed import load_guard, load_vault, overlapping, seal_tasks
 from safety.yardstick.tasks import Seal, draw, pinned, read_jsonl, unplaced
+from state.files import manifest_of
 from state.jobs import Desk, JobSpec, Produced
 from state.records import Split
 
@@ -92,6 +93,15 @@ def test_sealing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for out in first.outputs.values() for path in out.iterdir()}
 
 
+def test_a_life_without_guards_seals_what_the_registry_can_keep(tmp_path: Path) -> None:
+    target = TaskSpec("naming", "target", {"kind": "bilingual", "family": "naming2"}, vault_items=5)
+    spec = JobSpec("seal", {}, {"tasks": [target.to_json()]}, 1)
+    produced = seal_tasks(spec, Desk(tmp_path, {}))
+    assert all(manifest_of(path) for path in produced.outputs.values())
+    with pytest.raises(ValueError, match="the guard holds no items of task naming"):
+        load_guard(produced.outputs["guard"], target)
+
+
 def test_a_task_without_sealed_items_is_named(tmp_path: Path) -> None:
     produced, tasks = sealed(tmp_path)
     with pytest.raises(ValueError, match="the vault holds no items of task old"):
@@ -130,6 +140,15 @@ def test_thirteen_words_in_a_row_betray_an_item_but_a_template_does_not() -> Non
     copied = f"a blog: bert sold to each of the 1 towns on the long old road by the sea, {'and so on ' * 3}"
     assert overlapping(items, [[copied.replace(',', ' ')]]) == [items[1].id]
     assert overlapping(items, [[f"{frame} the queen has"]]) == []
+
+
+def test_a_word_in_common_after_a_long_template_betrays_no_item() -> None:
+    ask = "Give the answer as a list of words, each with a comma after it. Now reverse this list of words:"
+    words = [[f"{letter}{n}" for letter in "abc"] for n in range(60)]
+    items = [Item.of(f"{ask} {', '.join(three)}", ", ".join(reversed(three))) for three in words]
+    others = [[f"{ask} {a}, x{n}, y{n}", f"y{n}, x{n}, {a}"] for n, (a, _, _) in enumerate(words)]
+    assert overlapping(items, others) == []
+    assert overlapping(items, [*others, [f"and then: {items[7].prompt} - I do not know"]]) == [items[7].id]
 
 
 def test_a_short_item_is_found_inside_a_longer_row() -> None:
