@@ -3,7 +3,7 @@
 # make bench  [ONLY=name]   one JSON line per figure
 # make soak   the long tests, then hours of the daemon under faults (SOAK_MINUTES=120, FAULTS=2000)
 # make peer   our merges beside those of mergekit, in an environment of its own
-# make study  NAME=gate   a simulation at its full length; writes docs/studies/NAME.md
+# make study  NAME=gate   (or search, akiba) a study at its full length; writes docs/studies/NAME.md
 
 PYTHON ?= python3
 BIN := .venv/bin
