@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from studies import akiba_page, gate_page, search_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +43,7 @@ def _pages(asked: argparse.Namespace) -> Iterator[tuple[str, bool]]:
     if asked.name == "gate":
         yield gate_page.page(asked.lives)
     else:
+        torch.set_num_threads(1)                        # models as small lose by more
         yield from SEARCHES[asked.name].pages(asked.folder.resolve(), asked.seeds, asked.items)
 
 

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from studies import akiba
-from studies.findings import Finding, Findings, apart
+from studies.findings import LOOP, Finding, Findings, apart
 from studies.paired import Interval, over_seeds, share, together
 from studies.words import points, population, seeds_in_words, table, verdict
 from studies.world import World, models_of_seed, world_of
 
 ITEMS = 40_000
 SEEDS = 5
+SOURCES = (*LOOP, "studies/akiba.py")
 
 BySeed = Mapping[int, Mapping[str, Finding]]
 Gaps = Mapping[str, Mapping[str, tuple[list[Interval], Interval]]]
@@ -26,7 +27,8 @@ def pages(folder: Path, seeds: int = SEEDS, items: int = ITEMS) -> Iterator[tupl
         world = world_of(seed, models_of_seed(seed, folder / "models"))
         findings = Findings("akiba", folder)
         found[seed] = {
-            name: findings.of(name, world, items, partial(arm, world, items=items)) for name, arm in akiba.ARMS.items()
+            name: findings.of(name, world, items, SOURCES, partial(arm, world, items=items))
+            for name, arm in akiba.ARMS.items()
         }
         yield page(world, found, seeds, items), True
 

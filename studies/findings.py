@@ -1,7 +1,7 @@
 """What an arm of a study found, kept on disk as it comes in: a study that was cut short goes on where it was.
 
-A finding is kept under everything that it depends on, the program's code among it, so an old one never answers for a
-new program. Invariant: nothing is read that this study would not have measured itself.
+A finding is kept under everything that it depends on, the program's sources among it, so an old one never answers for
+a new program. Invariant: nothing is read that this study would not have measured itself.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from safety.yardstick.items import TaskSpec
-from state.code import code_version, digests_of
+from state.code import digests_of
 from state.records import canonical, digest_of
 from studies.paired import Interval, difference, pairs_of
 from studies.world import ROOT, Climb, Workshop, World, answers, unseen
 
-SOURCES = ("studies/world.py", "studies/mergekit_scheme.py", "studies/search.py", "studies/akiba.py")
+MERGES = ("daemon/worker.py", "loops/architecture/genome.py", "loops/work", "safety", "state", "studies/world.py")
+"""What a merge and its scores come from."""
+LOOP = (*MERGES, "daemon/demo.py", "loops/architecture", "loops/loop.py")
+"""What the architecture loop's search comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,11 @@ class Findings:
     study: str
     folder: Path
 
-    def of(self, arm: str, world: World, items: int, make: Callable[[Workshop], Climb]) -> Finding:
-        """The finding of an arm, measured where it is not kept."""
-        key = [self.study, arm, world.seed, list(world.models), items, code_version(), digests_of(ROOT, SOURCES)]
+    def of(
+        self, arm: str, world: World, items: int, sources: Sequence[str], make: Callable[[Workshop], Climb]
+    ) -> Finding:
+        """The finding of an arm, measured where it is not kept. `arm` says all of it that `sources` do not."""
+        key = [self.study, arm, world.seed, list(world.models), items, _read_at_start(tuple(sources))]
         file = self.folder / "findings" / f"{self.study}-{world.seed}-{digest_of(key)[:16]}.json"
         if file.is_file():
             body = json.loads(file.read_text())
@@ -64,3 +70,9 @@ def apart(new: Finding, old: Finding, tasks: Sequence[TaskSpec]) -> Interval:
         difference(new.right[task.name], old.right[task.name], pairs_of(unseen(task))) for task in tasks
     ]
     return sum(mean for mean, _ in found) / len(found), sum(half**2 for _, half in found) ** 0.5 / len(found)
+
+
+@cache
+def _read_at_start(sources: tuple[str, ...]) -> dict[str, str]:
+    """The digests of the sources; what is written to them while a study runs is not what it runs."""
+    return digests_of(ROOT, sources)

@@ -7,41 +7,54 @@ alone, and the demo's four tasks with equal weights, where every screening has a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from loops.architecture.settings import ArchitectureSettings, SearchKind
 from safety.operators import Operator
 from safety.yardstick.items import TaskSpec
+from studies.findings import LOOP, MERGES
 from studies.mergekit_scheme import Scheme, search_in_full
 from studies.world import Climb, Workshop, World, climb
 
 
 class Arm(Protocol):
-    """One search: `items` scored at most, on these tasks."""
+    """One search: `items` scored at most, on these tasks. What it finds follows from its fields and `sources`."""
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
 
     def __call__(self, world: World, tasks: Sequence[TaskSpec], workshop: Workshop, items: int) -> Climb: ...
 
 
-OURS = "kaizend: CMA-ES, coarse to fine, raced"
-RANDOM = "kaizend: random search, raced"
-THEIRS = "mergekit-evolve's scheme"
-PER_MODULE = "the same, a weight per module"
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """The architecture loop as the demo has it, from the base on, or with another search in its place."""
+
+    search: SearchKind = SearchKind.CMAES
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return LOOP
+
+    def __call__(self, world: World, tasks: Sequence[TaskSpec], workshop: Workshop, items: int) -> Climb:
+        settings = replace(shared_out(world.settings, len(tasks)), search=self.search)
+        return climb(world, settings, tasks, world.base, workshop, items)
 
 
-def ours(change: Callable[[ArchitectureSettings], ArchitectureSettings]) -> Arm:
-    def arm(world: World, tasks: Sequence[TaskSpec], workshop: Workshop, items: int) -> Climb:
-        return climb(world, change(shared_out(world.settings, len(tasks))), tasks, world.base, workshop, items)
+@dataclass(frozen=True, slots=True)
+class Theirs:
+    """mergekit-evolve's scheme."""
 
-    return arm
+    scheme: Scheme = field(default_factory=Scheme)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*MERGES, "studies/mergekit_scheme.py")
 
-def theirs(scheme: Scheme) -> Arm:
-    def arm(world: World, tasks: Sequence[TaskSpec], workshop: Workshop, items: int) -> Climb:
-        return search_in_full(world, scheme, tasks, workshop, items)
-
-    return arm
+    def __call__(self, world: World, tasks: Sequence[TaskSpec], workshop: Workshop, items: int) -> Climb:
+        return search_in_full(world, self.scheme, tasks, workshop, items)
 
 
 def shared_out(settings: ArchitectureSettings, tasks: int) -> ArchitectureSettings:
@@ -52,13 +65,14 @@ def shared_out(settings: ArchitectureSettings, tasks: int) -> ArchitectureSettin
     )
 
 
-ARMS: dict[str, Arm] = {
-    OURS: ours(lambda settings: settings),
-    "kaizend: M2N2": ours(lambda settings: replace(settings, search=SearchKind.M2N2)),
-    RANDOM: ours(lambda settings: replace(settings, search=SearchKind.RANDOM)),
-    THEIRS: theirs(Scheme()),
-    PER_MODULE: theirs(Scheme(filters=True)),
-    "the same, DARE-TIES": theirs(Scheme(operator=Operator.DARE_TIES)),
+OURS = "kaizend: CMA-ES, coarse to fine, raced"
+RANDOM = "kaizend: random search, raced"
+THEIRS = "mergekit-evolve's scheme"
+PER_MODULE = "the same, a weight per module"
+ARMS: Mapping[str, Arm] = {
+    OURS: Ours(), "kaizend: M2N2": Ours(SearchKind.M2N2), RANDOM: Ours(SearchKind.RANDOM),
+    THEIRS: Theirs(), PER_MODULE: Theirs(Scheme(filters=True)),
+    "the same, DARE-TIES": Theirs(Scheme(operator=Operator.DARE_TIES)),
 }
 
 

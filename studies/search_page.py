@@ -26,15 +26,17 @@ def pages(folder: Path, seeds: int = SEEDS, items: int = ITEMS) -> Iterator[tupl
     for seed in range(seeds):
         world = world_of(seed, models_of_seed(seed, folder / "models"))
         for setting in SETTINGS:
-            found[setting.name][seed] = measured(Findings(f"search-{setting.name}", folder), setting, world, items)
+            found[setting.name][seed] = measured(Findings(f"search-{setting.tasks}", folder), setting, world, items)
         yield page(world, found, seeds, items)
 
 
 def measured(findings: Findings, setting: Setting, world: World, items: int) -> dict[str, Finding]:
     """The findings of all arms of one setting and seed."""
     tasks = world.tasks[: setting.tasks]
+    arms = {name: ARMS[name] for name in setting.arms}
     return {
-        name: findings.of(name, world, items, partial(ARMS[name], world, tasks, items=items)) for name in setting.arms
+        name: findings.of(repr(arm), world, items, arm.sources, partial(arm, world, tasks, items=items))
+        for name, arm in arms.items()
     }
 
 

@@ -84,7 +84,7 @@ def test_the_scheme_ends_with_the_merge_that_scored_highest(
     assert found.moves == 2
 
 
-def test_a_finding_is_measured_once_and_anew_where_its_budget_is_another(
+def test_a_finding_is_measured_once_and_anew_where_anything_it_depends_on_is_another(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(findings, "answers", lambda folder, tasks: {"maths2": "0110"})
@@ -94,13 +94,14 @@ def test_a_finding_is_measured_once_and_anew_where_its_budget_is_another(
         measured.append(workshop)
         return Climb(world.base, 1, 2, 3, 0)
 
-    first = kept.of("arm", world, 100, make)
-    assert kept.of("arm", world, 100, make) == first
+    first = kept.of("arm", world, 100, (), make)
+    assert kept.of("arm", world, 100, (), make) == first
     assert first.climb == Climb(world.base, 1, 2, 3, 0)
     assert len(measured) == 1
-    kept.of("arm", world, 101, make)
-    kept.of("other", world, 100, make)
-    assert len(measured) == 3
+    kept.of("arm", world, 101, (), make)
+    kept.of("other", world, 100, (), make)
+    kept.of("arm", world, 100, ("studies",), make)
+    assert len(measured) == 4
 
 
 def test_the_control_rows_of_the_picture_are_linear_merges_on_the_targets_search_items(
