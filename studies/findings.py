@@ -50,7 +50,8 @@ class Findings:
         file = self.folder / "findings" / f"{self.study}-{world.seed}-{digest_of(key)[:16]}.json"
         if file.is_file():
             body = json.loads(file.read_text())
-            return Finding(body["right"], Climb(**body["climb"]), body["seconds"])
+            right = {task.name: body["right"][task.name] for task in world.tasks}
+            return Finding(right, Climb(**body["climb"]), body["seconds"])
         with TemporaryDirectory(prefix="kaizend-study-") as scratch:
             workshop = Workshop(Path(scratch), dict(world.folders))
             began = time.monotonic()

@@ -87,7 +87,7 @@ def test_the_scheme_ends_with_the_merge_that_scored_highest(
 def test_a_finding_is_measured_once_and_anew_where_anything_it_depends_on_is_another(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(findings, "answers", lambda folder, tasks: {"maths2": "0110"})
+    monkeypatch.setattr(findings, "answers", lambda folder, tasks: {task.name: "0110" for task in tasks})
     kept, measured = Findings("try", tmp_path), []
 
     def make(workshop: Workshop) -> Climb:
@@ -95,7 +95,9 @@ def test_a_finding_is_measured_once_and_anew_where_anything_it_depends_on_is_ano
         return Climb(world.base, 1, 2, 3, 0)
 
     first = kept.of("arm", world, 100, (), make)
-    assert kept.of("arm", world, 100, (), make) == first
+    again = kept.of("arm", world, 100, (), make)
+    assert again == first
+    assert list(again.right) == list(first.right) == [task.name for task in world.tasks]
     assert first.climb == Climb(world.base, 1, 2, 3, 0)
     assert len(measured) == 1
     kept.of("arm", world, 101, (), make)
