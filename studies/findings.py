@@ -67,9 +67,7 @@ class Findings:
 
 def apart(new: Finding, old: Finding, tasks: Sequence[TaskSpec]) -> Interval:
     """new - old over the tasks, each with the same weight; the interval by pairs of operands within each."""
-    found = [
-        difference(new.right[task.name], old.right[task.name], pairs_of(unseen(task))) for task in tasks
-    ]
+    found = [difference(new.right[task.name], old.right[task.name], _groups(task)) for task in tasks]
     return sum(mean for mean, _ in found) / len(found), sum(half**2 for _, half in found) ** 0.5 / len(found)
 
 
@@ -77,3 +75,8 @@ def apart(new: Finding, old: Finding, tasks: Sequence[TaskSpec]) -> Interval:
 def _read_at_start(sources: tuple[str, ...]) -> dict[str, str]:
     """The digests of the sources; what is written to them while a study runs is not what it runs."""
     return digests_of(ROOT, sources)
+
+
+@cache
+def _groups(task: TaskSpec) -> tuple[tuple[int, ...], ...]:
+    return tuple(pairs_of(unseen(task)))
