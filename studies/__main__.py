@@ -1,28 +1,57 @@
-"""Run a study at its full length and write its page: `python -m studies NAME`."""
+"""Run a study at its full length and write its page: `python -m studies NAME`.
+
+A study of several seeds writes its page anew after each of them. A shortened one is printed only.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from studies import gate_page
+import torch
 
-PAGES = {"gate": gate_page.page}
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "studies"
+from studies import akiba_page, gate_page, search_page
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs" / "studies"
+SEARCHES = {"search": search_page, "akiba": akiba_page}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="studies", description=__doc__)
-    parser.add_argument("name", choices=sorted(PAGES))
-    parser.add_argument("--lives", type=int, default=None, help="lives in each world, where fewer shall do")
+    names = parser.add_subparsers(dest="name", required=True)
+    gate = names.add_parser("gate", help="the gate beside other rules")
+    gate.add_argument("--lives", type=int, default=None, help="lives in each world, where fewer shall do")
+    for name, module in SEARCHES.items():
+        study = names.add_parser(name, help=module.pages.__doc__)
+        study.add_argument("--seeds", type=int, default=module.SEEDS, help="worlds, from seed 0 on")
+        study.add_argument("--items", type=int, default=module.ITEMS, help="items that each search may score")
+        study.add_argument("--folder", type=Path, default=ROOT / "build" / "studies", help="models and findings kept")
     asked = parser.parse_args()
-    text, holds = PAGES[asked.name](asked.lives)
-    sys.stdout.write(text)
-    if asked.lives is None:
-        DOCS.mkdir(parents=True, exist_ok=True)
-        (DOCS / f"{asked.name}.md").write_text(text)
-    sys.exit(0 if holds else 1)
+    last = ("", True)
+    for last in _pages(asked):
+        if _in_full(asked):
+            DOCS.mkdir(parents=True, exist_ok=True)
+            (DOCS / f"{asked.name}.md").write_text(last[0])
+    sys.stdout.write(last[0])
+    sys.exit(0 if last[1] else 1)
+
+
+def _pages(asked: argparse.Namespace) -> Iterator[tuple[str, bool]]:
+    if asked.name == "gate":
+        yield gate_page.page(asked.lives)
+    else:
+        torch.set_num_threads(1)                        # models as small lose by more
+        yield from SEARCHES[asked.name].pages(asked.folder.resolve(), asked.seeds, asked.items)
+
+
+def _in_full(asked: argparse.Namespace) -> bool:
+    if asked.name == "gate":
+        return asked.lives is None
+    module = SEARCHES[asked.name]
+    return bool(asked.seeds >= module.SEEDS and asked.items >= module.ITEMS)
 
 
 if __name__ == "__main__":

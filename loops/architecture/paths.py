@@ -119,7 +119,7 @@ def in_words(change: JsonObject, name: Callable[[str], str]) -> list[str]:
     """
     models = [name(digest) for digest in change["parents"]]
     lines = [f"embeddings, final norm, head and tokenizer of {models[0]}"]
-    met: set[tuple[str, int]] = set()
+    met: set[tuple[int, int]] = set()
     for model, first, last, scale in _stretches(change):
         stretch = {(model, layer) for layer in range(first, last + 1)}
         layers = f"layer {first}" if first == last else f"layers {first} to {last}"
