@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from daemon.places import Places, find_config, read_places
 from daemon.reports import artefact_path, out
 from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
+from loops.reward import catalogue
+from loops.reward.catalogue import sources
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.licences import licences_of
@@ -30,13 +33,15 @@ from safety.preflight import adapter_in_words, scope_in_words
 from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
-from safety.yardstick.tasks import of_a_file, read_jsonl
+from safety.yardstick.tasks import draw_some, of_a_file, read_jsonl
+from safety.yardstick.verifiers import FIRST_ITEMS, junk_paid
 from state import given
 from state.code import PACKAGES
 from state.errors import UserError, one_line
 from state.reading import Reading
 from state.records import Event, Verdict
 
+FEATURE_SECONDS = 60
 Finding = tuple[str, bool, str]          # what was looked at, whether it is as it must be, in words
 
 
@@ -50,6 +55,7 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
         *_packages(), *_models(settings, root, bounds), *_data(settings, root),
         *_sources(settings, places),
+        *_verifiers(settings, places), *_features(settings, bounds),
         *_tasks(tasks, bounds), *_searched_guards(settings, places),
         *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places, bounds), *_sandbox(settings, places.state, bounds),
@@ -120,6 +126,42 @@ def _source(task: TaskSpec, then: TaskSpec | None) -> Finding:
         return "task", True, f"{task.name}: {len(read_jsonl(file))} items in {file}"
     except TaskError as error:
         return "task", False, f"{task.name}: {error}"
+
+
+def _verifiers(settings: Settings, places: Places) -> Iterator[Finding]:
+    """Before a first start: whether a verifier takes junk for right."""
+    if places.database.is_file():
+        return
+    for task in placed_tasks(settings, places.config.parent):
+        try:
+            items = read_jsonl(Path(task.source["path"])) if of_a_file(task) else draw_some(task, FIRST_ITEMS, 0)
+        except TaskError as error:
+            if not of_a_file(task):                             # of files `_sources` says what is wrong
+                yield "verifier", False, f"{task.name}: {error}"
+            continue
+        tried = min(len(items), FIRST_ITEMS)
+        problem = junk_paid(task, items)
+        yield "verifier", problem is None, problem or (
+            f"{task.name}: {task.verifier} is right about the references of {tried} items, and pays for no junk"
+        )
+
+
+def _features(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
+    """Reward features that other packages bring: imported and tried out in a process of their own."""
+    for name, source in sources(settings.reward.allowed).items():
+        if name not in bounds.reward.features:
+            yield "feature", False, f"{name} of {source}: reward.features in bounds.toml does not allow it"
+            continue
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", catalogue.__name__, name], cwd=Path(__file__).resolve().parent.parent,
+                capture_output=True, text=True, timeout=FEATURE_SECONDS, check=False, stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            yield "feature", False, f"{name} of {source}: trying it out took more than {FEATURE_SECONDS} s"
+            continue
+        said = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
+        yield "feature", done.returncode == 0, f"{name} of {source}" + (f": {said[0]}" if done.returncode else "")
 
 
 def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:

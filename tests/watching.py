@@ -52,7 +52,7 @@ def become_kaizend(folder: Path, words: tuple[str, ...], more: dict[str, str], e
     try:
         os.chdir(folder)
         os.environ.clear()
-        os.environ.update(environment(PYTHONPATH=str(ROOT), **more))
+        os.environ.update(environment(**{"PYTHONPATH": str(ROOT), **more}))
         for number, end in enumerate(ends, 1):
             os.dup2(end, number)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""What a reward feature may see, and the features there are.
+"""What a reward feature may see, and the features that kaizend has of its own.
 
 A feature maps one completion to phi in [0, 1], 1 being the better end. Its class says where it may pay: on every
 completion ("one"), only on right ones ("r0"), or only on wrong ones ("1-r0"). What a feature is worth is learned in
@@ -139,11 +139,4 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType({
         Feature("agreement", FeatureClass.ONE, _agreement),
     )
 })
-"""Every feature by name. At most eight enter a shaping (ALGORITHMS 7)."""
-
-
-def measure(
-    names: Sequence[str], prompt: str, completion: str, reference: str | None, siblings: Sequence[str]
-) -> dict[str, float]:
-    """phi of one completion for each named feature. KeyError on an unknown name."""
-    return {name: FEATURES[name].phi(prompt, completion, reference, siblings) for name in names}
+"""kaizend's own, by name. At most eight enter a shaping (ALGORITHMS 7)."""

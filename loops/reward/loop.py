@@ -16,7 +16,7 @@ from typing import Final
 
 from loops.loop import Bench, Trial
 from loops.reward.arms import Weighing, expected_success, weigh
-from loops.reward.features import FEATURES
+from loops.reward.catalogue import sources
 from loops.reward.shaping import ZERO, Evidence, Shaping, Switch, annealed
 from state.jobs import JobFailed, JobResult, JobSpec
 from state.records import Candidate, JsonObject, LoopName, Outcome, Verdict
@@ -45,9 +45,7 @@ class RewardSettings:
     probe_items: int = 256
 
     def __post_init__(self) -> None:
-        unknown = sorted({*self.features, *self.approved} - FEATURES.keys())
-        if unknown:
-            raise ValueError(f"unknown feature {unknown[0]!r}: choose from {', '.join(FEATURES)}")
+        sources({*self.features, *self.approved})                       # unknown ones are refused
         Evidence.empty(self.allowed)                                    # at most eight
         if not 0 <= self.strength <= STRONGEST:
             raise ValueError(f"strength must be between 0 and {STRONGEST}")
@@ -97,6 +95,8 @@ class RewardLoop:
             "from_step": task["from_step"], "steps": task["steps"], "segment": task["segment"],
             "lineage": task["lineage"],
         }
+        if brought := sources(self.settings.allowed):
+            change["features"] = brought
         return Candidate(self.name, change, base, incumbent)
 
     def shaping(self, state: JsonObject, step: int, horizon: int) -> Shaping:
@@ -196,6 +196,8 @@ class RewardLoop:
             "proxy_strength": STRONGEST, "references": self.settings.references,
             "max_tokens": max_tokens,
         }
+        if "features" in change:
+            params["features"] = change["features"]              # another version of a package is another job
         return bench.spec("segment", inputs, params, bench.seed("segment"))
 
 

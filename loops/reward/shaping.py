@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from loops.reward.features import FEATURES
+from loops.reward.catalogue import feature, source_of
 from state.records import JsonObject
 
 CAP: Final = 0.5
@@ -71,7 +71,7 @@ def bonus(r0: float, phis: Mapping[str, float], weights: Mapping[str, float]) ->
     """
     scale = max(1.0, sum(abs(weight) for weight in weights.values()))
     total = sum(
-        weight / scale * FEATURES[name].klass.factor(r0) * (min(1.0, max(0.0, phis[name])) - 0.5)
+        weight / scale * feature(name).klass.factor(r0) * (min(1.0, max(0.0, phis[name])) - 0.5)
         for name, weight in weights.items()
     )
     return min(0.5, max(-0.5, total))
@@ -124,8 +124,10 @@ class Evidence:
 
     @classmethod
     def empty(cls, features: Iterable[str]) -> Evidence:
-        """KeyError on an unknown feature, ValueError on more than eight."""
-        names = tuple(FEATURES[name].name for name in features)
+        """ValueError on an unknown feature and on more than eight."""
+        names = tuple(features)
+        for name in names:
+            source_of(name)
         if len(names) > MOST_FEATURES:
             raise ValueError(f"a shaping has at most {MOST_FEATURES} features, {len(names)} were given")
         return cls(names, (0.0,) * len(names) ** 2, (0.0,) * len(names))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from loops.reward.features import FEATURES, measure
+from loops.reward.catalogue import measure
 from loops.reward.shaping import Evidence, Shaping, bonus, rank_correlation, score, shaped_reward
 from safety.yardstick.items import Item
 from safety.yardstick.verifiers import Verifier
@@ -95,7 +95,7 @@ class Marking:
         """One scaled reward a completion; groups of `group` neighbours answer the same question."""
         evidence = Evidence.from_json(self.record.evidence)
         evidence = evidence.decay() if self.references else evidence
-        names = sorted({*evidence.features, *self.shaping.weights} & set(FEATURES))
+        names = sorted({*evidence.features, *self.shaping.weights})
         self.latest = []
         rewards: list[float] = []
         truths: list[float] = []

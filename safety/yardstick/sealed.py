@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from safety.yardstick.items import Item, TaskSpec, item_id, normalised, read_items, write_items
+from safety.yardstick.items import Item, TaskError, TaskSpec, item_id, normalised, read_items, write_items
 from safety.yardstick.tasks import of_a_file, pool_file, sealed_ids, take, unsealed
+from safety.yardstick.verifiers import junk_paid
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, digest_of
 
@@ -38,7 +39,8 @@ def seal_tasks(spec: JobSpec, desk: Desk) -> Produced:
     "vault" and "guard" (folders of <task>.jsonl) and "seal" (folder of <task>.json, the sorted ids of that task's
     sealed items, and where the task reads a file <task>.jsonl, its pool). With an earlier seal as input "seal" nothing
     is drawn: its ids stay, and the pools of the tasks come to it. Raises ValueError naming file and number of items
-    where the training data holds sealed items, and TaskError where a task has too few items.
+    where the training data holds sealed items, and TaskError where a task has too few items, or a verifier that takes
+    junk for right.
     """
     tasks = [TaskSpec.from_json(body) for body in spec.params["tasks"]]
     if len({task.name for task in tasks}) < len(tasks):
@@ -46,6 +48,10 @@ def seal_tasks(spec: JobSpec, desk: Desk) -> Produced:
     if "seal" in desk.inputs:
         return Produced({}, {"seal": _completed(desk.inputs["seal"], tasks, desk.folder / "seal")})
     splits = _drawn(tasks, spec.seed)
+    for task in tasks:
+        drawn = next((by_task[task.name] for by_task in splits.values() if task.name in by_task), [])
+        if problem := junk_paid(task, drawn):
+            raise TaskError(problem)
     for name, path in sorted(desk.inputs.items()):
         if name.startswith("data:"):
             check_overlap(splits, name.removeprefix("data:"), path)

@@ -18,6 +18,8 @@ Verifier = Callable[[Item, str], int]
 _NUMBER: Final = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d{1,40})(\.\d{1,40})?(e[+-]?\d{1,3})?", re.IGNORECASE | re.ASCII)
 _FRACTION: Final = re.compile(r"([+-]?\d{1,40})\s*/\s*(\d{1,40})", re.ASCII)
 _MOST_OPTIONS: Final = 20
+FIRST_ITEMS: Final = 8
+"""Junk is tried on so many items of a task before it is used."""
 
 
 def make_verifier(task: TaskSpec) -> Verifier:
@@ -54,6 +56,12 @@ def number(text: str) -> Fraction | None:
     if fraction and int(fraction[2]):
         return Fraction(int(fraction[1]), int(fraction[2]))
     return Fraction(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+
+
+def junk_paid(task: TaskSpec, items: Sequence[Item]) -> str | None:
+    """Why a task's verifier must not be used: what it said to junk and references of its first items. None if sound."""
+    problems = canaries(make_verifier(task), items[:FIRST_ITEMS])
+    return f"task {task.name}: the verifier {task.verifier} cannot be trusted: {problems[0]}" if problems else None
 
 
 def canaries(verifier: Verifier, items: Sequence[Item]) -> list[str]:

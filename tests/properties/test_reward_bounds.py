@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loops.reward.features import FEATURES, measure
+from loops.reward.catalogue import measure
+from loops.reward.features import FEATURES
 from loops.reward.shaping import CAP, Evidence, Shaping, bonus, rank_correlation, shaped_reward
 
 names = list(FEATURES)

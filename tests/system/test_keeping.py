@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from miniature import environment
+from miniature import ROOT, environment
 from watching import asked, channels, complaint, kaizend, links_agree, listing, rows, serving, stop
 
 from daemon.lock import at_rest
@@ -48,6 +48,46 @@ def test_check_passes_on_the_miniature_and_changes_nothing(fresh: Path) -> None:
     assert asked(fresh, "check")["ready"]
     assert kaizend(fresh, "check").returncode == 0
     assert listing(fresh) == before
+
+
+def test_check_and_the_first_start_refuse_a_verifier_that_cannot_be_trusted(fresh: Path) -> None:
+    assert set(findings(fresh, "verifier").values()) == {True}
+    (fresh / "words.jsonl").write_text("".join(f'{{"prompt": "q{i}", "answer": "word {i}"}}\n' for i in range(90)))
+    with (fresh / "kaizend.toml").open("a") as config:
+        config.write('\n[[tasks]]\nname = "words"\nverifier = "numeric"\nrole = "target"\nvault_items = 8\n'
+                     'source = {kind = "jsonl", path = "words.jsonl"}\n')
+    refused = [text for text, ok in findings(fresh, "verifier").items() if not ok]
+    assert len(refused) == 1 and refused[0].startswith("task words: the verifier numeric cannot be trusted: item ")
+    assert refused[0].split(": item")[0] in complaint(kaizend(fresh, "run", "--cycles", "1"))
+
+
+def test_check_tries_out_the_features_that_packages_bring(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, info = tmp_path / "site", tmp_path / "site" / "manners-1.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: manners\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[kaizend.features]\ncourteous = manners:courteous\n")
+    monkeypatch.syspath_prepend(package)
+    path = {"PYTHONPATH": f"{ROOT}:{package}"}
+    with (fresh / "kaizend.toml").open("a") as config:
+        config.write('\n[reward]\nfeatures = ["places", "courteous"]\n')
+    known = "courteous of manners 1.2"
+    assert findings(fresh, "feature", **path) == {f"{known}: reward.features in bounds.toml does not allow it": False}
+    with (fresh / "bounds.toml").open("a") as bounds:
+        bounds.write('\n[reward]\nfeatures = ["places", "courteous"]\n')
+    unfit = f"{known}: ValueError: feature courteous gave 2, which is no number from 0 to 1"
+    for phi, said in (("0.5", {known: True}), ("2", {unfit: False})):
+        (package / "manners.py").write_text(
+            "from loops.reward.features import Feature, FeatureClass\n"
+            f"courteous = Feature('courteous', FeatureClass.ONE, lambda *given: {phi})\n")
+        assert findings(fresh, "feature", **path) == said
+
+
+def findings(folder: Path, what: str, **more: str) -> dict[str, bool]:
+    """What `kaizend check` says of one thing, and whether it is well."""
+    done = json.loads(kaizend(folder, "check", "--json", **more).stdout)
+    return {found["text"]: found["ok"] for found in done["findings"] if found["what"] == what}
 
 
 def test_score_tells_each_tasks_accuracy_and_leaves_no_trace(life: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from loops.reward.features import FEATURES, NEUTRAL, FeatureClass, measure
+from loops.reward.catalogue import measure
+from loops.reward.features import FEATURES, NEUTRAL, FeatureClass
 
 
 def phi(name: str, completion: str, reference: str | None = None, siblings: tuple[str, ...] = (), prompt: str = ""):
@@ -55,8 +56,8 @@ def test_agreement_is_the_share_of_the_group_with_the_same_text():
     assert phi("agreement", "x", siblings=("x", "x ", "y", "z")) == 0.5
 
 
-def test_measuring_an_unknown_feature_is_a_key_error():
-    with pytest.raises(KeyError):
+def test_measuring_an_unknown_feature_is_refused():
+    with pytest.raises(ValueError, match="unknown feature 'beauty'"):
         measure(["beauty"], "", "", None, [])
 
 

@@ -82,7 +82,7 @@ def test_evidence_over_no_features_still_counts_success():
 
 
 def test_unknown_features_and_too_many_are_refused():
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="unknown feature 'beauty'"):
         Evidence.empty(["beauty"])
     with pytest.raises(ValueError, match="at most 8"):
         Evidence.empty(["places"] * 9)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from safety.yardstick.items import Item, TaskSpec
+from safety.yardstick import verifiers
+from safety.yardstick.items import Item, TaskError, TaskSpec
 from safety.yardstick.sealed import load_guard, load_vault, overlapping, seal_tasks
 from safety.yardstick.tasks import Seal, draw, pinned, read_jsonl, unplaced
 from state.files import manifest_of
@@ -100,6 +101,21 @@ def test_a_life_without_guards_seals_what_the_registry_can_keep(tmp_path: Path) 
     assert all(manifest_of(path) for path in produced.outputs.values())
     with pytest.raises(ValueError, match="the guard holds no items of task naming"):
         load_guard(produced.outputs["guard"], target)
+
+
+def test_a_verifier_that_refuses_references_or_pays_for_junk_is_not_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "words.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"spell {i}", "answer": f"word {i}"}) + "\n" for i in range(30)))
+    task = TaskSpec("words", "target", {"kind": "jsonl", "path": str(file)}, verifier="numeric", vault_items=20)
+    spec = JobSpec("seal", {}, {"tasks": [task.to_json()]}, 1)
+    with pytest.raises(TaskError, match=r"task words: the verifier numeric cannot be trusted: .* is not right"):
+        seal_tasks(spec, Desk(tmp_path, {}))
+    monkeypatch.setattr(verifiers, "numeric", lambda item, text: int(item.answer in text))
+    with pytest.raises(TaskError, match=r"cannot be trusted: .* the prompt and the answer counts as right"):
+        seal_tasks(spec, Desk(tmp_path, {}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["words.jsonl"]
 
 
 def test_a_task_without_sealed_items_is_named(tmp_path: Path) -> None:
