@@ -34,6 +34,7 @@ from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import draw_some, of_a_file, read_jsonl
+from safety.yardstick.training import RowError, rows_of
 from safety.yardstick.verifiers import FIRST_ITEMS, junk_paid
 from state import given
 from state.code import PACKAGES
@@ -97,10 +98,14 @@ def _data(settings: Settings, root: Path) -> Iterator[Finding]:
         file = root / path
         if not given.is_file(file):
             yield "data", False, f"data.{name}: {file} is not a file"
-        elif file.stat().st_size == 0:
-            yield "data", False, f"data.{name}: {file} is empty"
-        else:
-            yield "data", True, f"{name}: {file} (overlap with sealed items is checked when they are drawn)"
+            continue
+        try:
+            count = sum(1 for _ in rows_of(file))
+        except RowError as error:
+            yield "data", False, f"data.{name}: {error}"
+            continue
+        yield "data", count > 0, f"data.{name}: {count:,} rows in {file}" + (
+            " (overlap with sealed items is checked when they are drawn)" if count else "")
 
 
 def _sources(settings: Settings, places: Places) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from safety.bounds import Bounds
 from safety.preflight import Problem, path_problems, preflight, scope_in_words
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import of_a_file, pinned, pool_file, read_jsonl, unplaced
+from safety.yardstick.training import RowError, is_parquet, rows_of
 from state import given
 from state.errors import ConfigurationError, UserError
 from state.jobs import JobFailed, JobResult, JobSpec, Runner
@@ -183,7 +184,9 @@ def changed_files(tasks: Sequence[TaskSpec], begun: Sequence[TaskSpec]) -> Itera
 
 
 def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
-    """Raise UserError for models, data and tasks that cannot be used, as far as that shows without a worker."""
+    """Raise UserError for models, data and tasks that cannot be used, as far as that shows without a worker, which
+    reads what needs a library to be read.
+    """
     problems = model_problems(settings, root, bounds)
     if problems:
         more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
@@ -191,6 +194,11 @@ def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
     for name, path in settings.data.items():
         if not given.is_file(root / path):
             raise UserError(f"data.{name}: {root / path} is not a file")
+        try:
+            if not is_parquet(root / path) and sum(1 for _ in rows_of(root / path)) == 0:
+                raise UserError(f"data.{name}: {root / path} has no rows")
+        except RowError as error:
+            raise UserError(f"data.{name}: {error}") from error
     for task in resolved_tasks(settings, root):
         if of_a_file(task):
             read_jsonl(Path(task.source["path"]))

@@ -18,7 +18,7 @@ start = "models/expert-a"                 # what `stable` is at first
 base = "models/base"                      # what the parents were fine-tuned from; merges add differences to it
 parents = ["models/expert-a", "models/expert-b"]       # a folder with a LoRA adapter over the base will do, too
 
-[data]                                    # training rows, one {"prompt": ..., "answer": ...} a line
+[data]                  # training rows: prompt and answer, or messages, or text; as JSON lines, CSV, Parquet or text
 a = "data/a.jsonl"
 
 # A target is what shall get better; a guard is what must not get worse.

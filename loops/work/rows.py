@@ -1,4 +1,4 @@
-"""Training rows: JSONL {"prompt", "answer"} as token ids, mixed by shares, with loss on the answer and its end only.
+"""Training rows as token ids, mixed by shares, with loss on the answer and its end only.
 
 Which row stands at which place of which step is a function of the seed and the place alone, so a run that is carried
 on in the middle sees what the undisturbed one would have seen.
@@ -6,7 +6,6 @@ on in the middle sees what the undisturbed one would have seen.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from safety.yardstick.scoring import Encoded, encode_items, pad_id
+from safety.yardstick.training import Row, Turns, rows_in
 from state.records import seed_from
 
 IGNORED = -100
@@ -31,9 +31,9 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The text of every row (prompt, answer), and the places of each source among them."""
+    """Every row, and the places of each source among them."""
 
-    texts: Sequence[tuple[str, str]]
+    texts: Sequence[Row]
     sources: Mapping[str, range]
 
 
@@ -66,25 +66,44 @@ def pad_rows(rows: Sequence[Encoded], pad: int) -> Batch:
 
 
 def read_rows(inputs: Mapping[str, Path]) -> Rows:
-    """Every row of every input named "data:<source>": a JSONL file or a folder of them.
-
-    ValueError naming file and line when a row has no text in "prompt" or "answer".
-    """
-    texts: list[tuple[str, str]] = []
+    """Every row of every input named "data:<source>", a file or a folder of them. Raises RowError."""
+    texts: list[Row] = []
     sources: dict[str, range] = {}
     for name in sorted(inputs):
         if name.startswith("data:"):
             begin = len(texts)
-            texts += [row for file in _files(inputs[name]) for row in _parsed(file)]
+            texts += rows_in(inputs[name])
             sources[name.removeprefix("data:")] = range(begin, len(texts))
     return Rows(texts, sources)
 
 
 def tokenise(rows: Rows, places: Iterable[int], tokenizer: Any) -> Tokens:
-    """The rows at these places, each once, in one call of the tokenizer."""
+    """The rows at these places, each once. ValueError for a conversation where the tokenizer has no template for it."""
     chosen = sorted(set(places))
-    encoded = encode_items(tokenizer, [rows.texts[place] for place in chosen])
-    return Tokens(dict(zip(chosen, encoded, strict=True)), pad_id(tokenizer))
+    plain: dict[int, tuple[str, str]] = {}
+    tokens: dict[int, Encoded] = {}
+    for place in chosen:
+        asked, answer = rows.texts[place]
+        if isinstance(asked, str):
+            plain[place] = asked, answer
+        else:
+            tokens[place] = _spoken(tokenizer, asked, answer)
+    tokens |= zip(plain, encode_items(tokenizer, list(plain.values())), strict=True)
+    return Tokens(tokens, pad_id(tokenizer))
+
+
+def _spoken(tokenizer: Any, turns: Turns, answer: str) -> Encoded:
+    """A conversation by the tokenizer's own template: what precedes the answer, and the answer with what ends it."""
+    if not tokenizer.chat_template:
+        raise ValueError("a training row is a conversation, and the tokenizer of the model has no chat template")
+    before = [{"role": role, "content": content} for role, content in turns]
+    said = {"role": "assistant", "content": answer}
+    asked = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*before, said], tokenize=False)
+    if not whole.startswith(asked):
+        raise ValueError("the chat template of the model does not put an answer behind what it asks with")
+    prompt, rest = tokenizer([asked, whole.removeprefix(asked)], add_special_tokens=False)["input_ids"]
+    return list(prompt), list(rest)
 
 
 def mixed(rows: Rows, shares: Mapping[str, float], batch: int, steps: range, seed: int) -> Places:
@@ -149,25 +168,3 @@ def _in_epochs(size: int, count: int, seed: int, name: str) -> Places:
         for epoch in range(-(-count // size))
     ]
     return np.concatenate([*epochs, np.empty(0, dtype=np.int64)])[:count]
-
-
-def _files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{path}: no .jsonl file in this folder")
-    return files
-
-
-def _parsed(file: Path) -> list[tuple[str, str]]:
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                prompt, answer = row["prompt"], row["answer"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{file}, line {number}: not a row with prompt and answer ({error})") from error
-            if not isinstance(prompt, str) or not isinstance(answer, str):
-                raise ValueError(f"{file}, line {number}: prompt and answer must be text")
-            rows.append((prompt, answer))
-    return rows

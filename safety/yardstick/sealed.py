@@ -12,10 +12,11 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from safety.yardstick.items import Item, TaskError, TaskSpec, item_id, normalised, read_items, write_items
 from safety.yardstick.tasks import of_a_file, pool_file, sealed_ids, take, unsealed
+from safety.yardstick.training import files_in, rows_in, rows_of, texts_of
 from safety.yardstick.verifiers import junk_paid
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, digest_of
@@ -35,7 +36,7 @@ def seal_tasks(spec: JobSpec, desk: Desk) -> Produced:
     """Job "seal", the one that reads the operator's files: draw the vault of every target and the guard of every guard
     task, and leave the rest to the search.
 
-    Params: "tasks" (list of TaskSpec JSON). Inputs "data:<source>": training files or folders of *.jsonl. Outputs
+    Params: "tasks" (list of TaskSpec JSON). Inputs "data:<source>": training files or folders of them. Outputs
     "vault" and "guard" (folders of <task>.jsonl) and "seal" (folder of <task>.json, the sorted ids of that task's
     sealed items, and where the task reads a file <task>.jsonl, its pool). With an earlier seal as input "seal" nothing
     is drawn: its ids stay, and the pools of the tasks come to it. Raises ValueError naming file and number of items
@@ -84,8 +85,8 @@ def load_dealt(path: Path, task: TaskSpec | str) -> list[Item]:
 def check_overlap(splits: Mapping[Split, Mapping[str, Sequence[Item]]], source: str, path: Path) -> None:
     """Raise ValueError when a training file holds sealed items: the same prompt or text, or the same run of 13 words
     (of the whole item, where it is shorter than that and has at least 6)."""
-    for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
-        rows = list(_rows(file))
+    for file in files_in(path):
+        rows = [texts_of(row) for row in rows_of(file)]
         for split, by_task in splits.items():
             for task, items in by_task.items():
                 found = overlapping(items, rows)
@@ -99,12 +100,11 @@ def check_overlap(splits: Mapping[Split, Mapping[str, Sequence[Item]]], source: 
 def training_rows(paths: Iterable[Path]) -> Iterator[list[str]]:
     """The texts of every row of training files, or of folders of them."""
     for path in paths:
-        for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
-            yield from _rows(file)
+        yield from map(texts_of, rows_in(path))
 
 
 def overlapping(items: Sequence[Item], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Ids of the items that training rows contain. A row is its texts: [prompt, answer] or [text]."""
+    """Ids of the items that training rows contain. A row is its texts (`safety.yardstick.training.texts_of`)."""
     whole = {normalised(f"{item.prompt} {item.answer}"): item.id for item in items}
     ids = {item.id for item in items}
     grams = _grams_of(items)
@@ -204,18 +204,3 @@ def _load(path: Path, task: TaskSpec | str, split: Split) -> list[Item]:
     if not file.is_file():
         raise ValueError(f"the {split} holds no items of task {name}")
     return read_items(file)
-
-
-def _rows(file: Path) -> Iterator[list[str]]:
-    """The texts of each training row: prompt and answer where it has them, else every text in it."""
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            body: Any = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{file.name}, line {number}: not JSON ({error})") from error
-        if not isinstance(body, dict):
-            raise ValueError(f"{file.name}, line {number}: not an object")
-        keys = ("prompt", "answer") if "prompt" in body else tuple(body)
-        yield [body[key] for key in keys if isinstance(body.get(key), str)]

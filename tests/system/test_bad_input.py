@@ -71,6 +71,15 @@ def with_an_empty_task_file(folder: Path) -> None:
            'source = { kind = "jsonl", path = "questions.jsonl" }')(folder)
 
 
+def with_a_row_of_numbers(folder: Path) -> None:
+    (folder / "models" / "data" / "expert_maths.jsonl").write_text(
+        '{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "1 + 2", "answer": 3}\n')
+
+
+def without_rows(folder: Path) -> None:
+    (folder / "models" / "data" / "expert_language.jsonl").write_text("\n")
+
+
 def with_something_in_the_way(folder: Path) -> None:
     (folder / "var").write_text("not a folder")
 
@@ -92,6 +101,8 @@ def with_something_in_the_way(folder: Path) -> None:
     (edited("bounds.toml", "dwell_seconds", "dwel_seconds"), "bounds.toml: "),
     (edited("bounds.toml", "dwell_seconds = 0.0", "dwell_seconds = -1.0"), "dwell_seconds"),
     (edited("kaizend.toml", "expert_maths.jsonl", "nothing.jsonl"), "nothing.jsonl is not a file"),
+    (with_a_row_of_numbers, "data.maths: expert_maths.jsonl, line 2: answer must be text, it is int"),
+    (without_rows, "expert_language.jsonl has no rows"),
     (with_an_empty_task_file, "questions.jsonl: the file is empty"),
     (with_something_in_the_way, "the state folder"),
     (lambda folder: (folder / "bounds.toml").unlink(), "bounds.toml: cannot be read"),

@@ -76,3 +76,27 @@ def test_padding_changes_nothing_of_a_row() -> None:
     batch = pad_rows([([5, 6], [7]), ([5], [8, 9, 1])], pad=0)
     assert torch.equal(batch["input_ids"], torch.tensor([[5, 6, 7, 0], [5, 8, 9, 1]]))
     assert torch.equal(batch["attention_mask"], torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]))
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_conversation_is_asked_and_answered_by_the_models_own_template(tmp_path: Path) -> None:
+    words = ["user", "assistant", "end", "one", "two", "three"]
+    tokenizer = load_model(tiny_model(tmp_path, words), "cpu").tokenizer
+    rows = Rows([((("user", "one two"),), "three"), ("one", "two")], {"x": range(2)})
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        tokenise(rows, [0], tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    tokens = tokenise(rows, [0, 1], tokenizer)
+    asked, answer = ("<user>one two<end><assistant>", "three<end>")
+    assert tokens.rows[0] == tuple(tokenizer([asked, answer], add_special_tokens=False)["input_ids"])
+    assert tokens.rows[1] == encode(tokenizer, "one", "two")
+    assert (tokens.batch([0])["labels"] != IGNORED).sum() == len(tokens.rows[0][1])
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{% if add_generation_prompt %}?{% endif %}"
+    with pytest.raises(ValueError, match="does not put an answer behind"):
+        tokenise(rows, [0], tokenizer)

@@ -1,0 +1,163 @@
+"""The rows that models are trained on, read from the operator's files.
+
+A row is a question with its answer, a conversation that ends with what the assistant says, or a text. What is trained
+on and what sealing holds against the sealed items is read here and nowhere else. An artefact has lost the ending of its
+name, so the format shows in the content: Parquet by its first bytes, JSON lines by a brace, CSV by a first line that
+names fields which make a row; anything else is text, each line a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from state import given
+
+ENDINGS: Final = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+"""Of the files that count in a folder."""
+PARQUET: Final = b"PAR1"
+ROLES: Final = ("system", "user", "assistant", "tool")
+ANSWERS: Final = ("answer", "completion")
+FIELDS: Final = "prompt with answer or completion, or messages, or text"
+
+Turns = tuple[tuple[str, str], ...]
+"""Of a conversation, before the answer: (role, content) each."""
+Row = tuple[str | Turns, str]
+"""(what is asked, answer). A text is the answer to nothing."""
+
+
+class RowError(ValueError):
+    """A file of training data cannot be used: which, at which line or row, and what is wrong with which field."""
+
+
+def rows_in(path: Path) -> Iterator[Row]:
+    """The rows of a file, or of the files in a folder and below. Raises RowError."""
+    for file in files_in(path):
+        yield from rows_of(file)
+
+
+def files_in(path: Path) -> list[Path]:
+    """The file itself, or those of a folder that may have rows, in order. Raises RowError for a folder without any."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix in ENDINGS and file.is_file())
+    if not files:
+        raise RowError(f"{path}: no file in this folder ends in {', '.join(ENDINGS)}")
+    return files
+
+
+def rows_of(file: Path) -> Iterator[Row]:
+    """The rows of one file, in order. Raises RowError."""
+    if is_parquet(file):
+        yield from _of_parquet(file)
+        return
+    try:
+        text = given.read_text(file)
+    except given.Unreadable as error:
+        raise RowError(f"{file.name}: cannot be read: {error}") from error
+    if text.lstrip("\ufeff \t\r\n").startswith("{"):
+        yield from _of_json(file, text)
+    elif _names_fields(text):
+        yield from _of_csv(file, text)
+    else:
+        yield from (("", line.strip()) for line in text.splitlines() if line.strip())
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether a file says that it is a Parquet table. Raises RowError where it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(PARQUET)) == PARQUET
+    except OSError as error:
+        raise RowError(f"{file.name}: cannot be read: {error.strerror}") from error
+
+
+def texts_of(row: Row) -> list[str]:
+    """Every text in a row, the answer last."""
+    asked, answer = row
+    return [asked, answer] if isinstance(asked, str) else [*(content for _, content in asked), answer]
+
+
+def _of_json(file: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        if line.strip():
+            where = f"{file.name}, line {number}"
+            try:
+                body = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise RowError(f"{where}: not JSON ({error})") from error
+            if not isinstance(body, dict):
+                raise RowError(f"{where}: not an object")
+            yield _row(body, where)
+
+
+def _of_csv(file: Path, text: str) -> Iterator[Row]:
+    csv.field_size_limit(given.MOST_TEXT)
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    try:
+        for body in reader:
+            where = f"{file.name}, line {reader.line_num}"
+            if None in body:
+                raise RowError(f"{where}: more fields than the first line names")
+            yield _row({name: value for name, value in body.items() if value is not None}, where)
+    except csv.Error as error:
+        raise RowError(f"{file.name}, line {reader.reader.line_num}: not CSV ({error})") from error
+
+
+def _of_parquet(file: Path) -> Iterator[Row]:
+    import pyarrow  # the daemon never needs it
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(file) as table:
+            names = [name for name in ("prompt", *ANSWERS, "messages", "text") if name in table.schema_arrow.names]
+            for batch in table.iter_batches(columns=names):
+                for body in batch.to_pylist():
+                    number += 1
+                    yield _row({k: v for k, v in body.items() if v is not None}, f"{file.name}, row {number}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RowError(f"{file.name}: not readable as Parquet after row {number} ({error})") from error
+
+
+def _names_fields(text: str) -> bool:
+    names = {name.strip().strip('"') for name in text.lstrip("\ufeff").partition("\n")[0].split(",")}
+    return "text" in names or ("prompt" in names and not names.isdisjoint(ANSWERS))
+
+
+def _row(body: Mapping[str, Any], where: str) -> Row:
+    if "messages" in body:
+        return _conversation(body["messages"], where)
+    if "prompt" in body:
+        key = next((key for key in ANSWERS if key in body), None)
+        if key is None:
+            raise RowError(f"{where}: prompt without answer or completion")
+        return _text(body, "prompt", where), _text(body, key, where)
+    if "text" in body:
+        return "", _text(body, "text", where)
+    raise RowError(f"{where}: it needs {FIELDS}, and has {', '.join(map(repr, body)) or 'nothing'}")
+
+
+def _conversation(messages: Any, where: str) -> Row:
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise RowError(f"{where}: messages must be a list of at least two")
+    turns = []
+    for place, message in enumerate(messages):
+        here = f"{where}: messages[{place}]"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise RowError(f"{here}.role must be one of {', '.join(ROLES)}")
+        turns.append((message["role"], _text(message, "content", here)))
+    if turns[-1][0] != "assistant":
+        raise RowError(f"{where}: the last of messages must be the assistant's")
+    return tuple(turns[:-1]), turns[-1][1]
+
+
+def _text(body: Mapping[str, Any], key: str, where: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str):
+        raise RowError(f"{where}: {key} must be text, it is {'missing' if value is None else type(value).__name__}")
+    return value
