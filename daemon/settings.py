@@ -46,7 +46,9 @@ class ServiceSettings(Section):
 
 
 class ModelSettings(Section):
-    """The models to start from: folders in Hugging Face's layout with safetensors weights."""
+    """The models to start from: folders in Hugging Face's layout with safetensors weights. A parent may be a LoRA
+    adapter over the base, as PEFT saves it.
+    """
 
     start: str
     base: str

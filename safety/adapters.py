@@ -29,6 +29,7 @@ from state import given
 from state.records import JsonObject
 
 Shapes = Mapping[str, Sequence[int]]
+Alphas = list[tuple[re.Pattern[str], float]]
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -46,6 +47,8 @@ KNOWN: Final = frozenset({                  # keys of the config that say how it
 LEAVE_BASE: Final = frozenset({"None", "True", "False", "gaussian", "eva", "orthogonal"})
 """Ways to begin a training (init_lora_weights) that leave the base's own weights as they are."""
 MOST_ALPHA: Final = 1e9
+REPEATED, REPEATED_GROUP = re.compile(r"[*+]|\{\d*,"), re.compile(r"\)\s*[*+{]")
+MOST_REPEATED: Final = 3                    # in one pattern: looking for more takes too long on a name made for it
 NUMBERS: Final = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 
@@ -107,7 +110,7 @@ def adapter_of(folder: Path, base: Shapes) -> Adapter:
     headers = file_headers(folder / WEIGHTS)
     if not headers:
         raise HeaderError(f"{folder / WEIGHTS}: it has no tensors")
-    factors: dict[str, Factors] = {}
+    alphas, factors = _alphas(config), dict[str, Factors]()
     replaced: dict[str, str] = {}
     for name, header in headers.items():
         part = FACTOR.search(name) or MAGNITUDE.search(name)
@@ -118,7 +121,7 @@ def adapter_of(folder: Path, base: Shapes) -> Adapter:
             _refuse_another_shape(name, header, target, base[target])
             replaced[target] = name
         elif part.re is FACTOR and part.group(2) == "A":
-            factors[target] = _factors(config, name, part, target, headers, base[target])
+            factors[target] = _factors(config, name, part, target, headers, base[target], alphas)
         elif not any(f"{name[:part.start()]}.lora_{a}" in headers for a in ("A.weight", "embedding_A", "A")):
             raise HeaderError(f"{header.file}: tensor {name!r} has no lora_A beside it")
     made_on, keeps_tied = str(config.get("base_model_name_or_path") or ""), bool(config.get("ensure_weight_tying"))
@@ -180,7 +183,7 @@ def _refuse_another_shape(name: str, header: TensorHeader, target: str, shape: S
 
 def _factors(
     config: JsonObject, name: str, part: re.Match[str], target: str, headers: Mapping[str, TensorHeader],
-    changed: Sequence[int],
+    changed: Sequence[int], alphas: Alphas,
 ) -> Factors:
     file, module = headers[name].file, name[:part.start()]
     partner = f"{name[:part.start(2)]}B{name[part.end(2):]}"
@@ -199,17 +202,22 @@ def _factors(
                           f"use_dora is {'false' if magnitude else 'true'}")
     if magnitude and headers[magnitude].count != b[0]:
         raise HeaderError(f"{file}: {magnitude!r} does not fit the model's {target}")
-    alpha = _by_pattern(config.get("alpha_pattern") or {}, target.removesuffix(".weight"), config["lora_alpha"])
+    own = (alpha for pattern, alpha in alphas if pattern.match(target.removesuffix(".weight")))
+    alpha = next(own, config["lora_alpha"])
     scale = alpha / (math.sqrt(a[0]) if config.get("use_rslora") else a[0])
     return Factors(name, partner, scale, transposed, magnitude)
 
 
-def _by_pattern(patterns: Mapping[str, float], module: str, otherwise: float) -> float:
-    """The value of the first key that, as a regular expression, is the module's name or ends it after a dot."""
-    for pattern, value in patterns.items():
+def _alphas(config: JsonObject) -> Alphas:
+    """The keys of alpha_pattern as regular expressions: of a module's name, or of its end after a dot. HeaderError for
+    one that could take for ever.
+    """
+    found = []
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        if REPEATED_GROUP.search(pattern) or len(REPEATED.findall(pattern)) > MOST_REPEATED:
+            raise HeaderError(f"alpha_pattern has {pattern!r}, which may take too long to look for")
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
+            found.append((re.compile(rf"(.*\.)?({pattern})$"), alpha))
+        except (re.error, OverflowError, RecursionError) as error:
             raise HeaderError(f"alpha_pattern has {pattern!r}, which is no regular expression: {error}") from error
-    return otherwise
+    return found

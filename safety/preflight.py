@@ -172,9 +172,10 @@ def adapter_problems(base: Model, folder: Path) -> list[Problem]:
     base's. Raises HeaderError for an adapter that does not fit, or is not understood.
     """
     adapter, problems = adapter_of(folder, base.shapes), []
-    changed = sorted(name for name in adapter.factors.keys() | adapter.replaced.keys() if EMBEDDING.search(name))
+    names = adapter.factors.keys() | adapter.replaced.keys()
+    changed = sorted(name for name in names if EMBEDDING.search(name) or name.endswith(HEAD))
     if changed and base.tied and not adapter.keeps_tied:
-        text = f"it changes {changed[0]}, which is the head too (tie_word_embeddings): merged it would change both"
+        text = f"it changes {changed[0]}, and embeddings are the head (tie_word_embeddings): merged, both would change"
         problems.append(Problem(folder, "adapter", text))
     if base.tokenizer is not None and has_own(folder, base.path):
         found = differences(base.tokenizer, read_tokenizer(folder))

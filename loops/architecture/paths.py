@@ -118,8 +118,7 @@ def in_words(change: JsonObject, name: Callable[[str], str]) -> list[str]:
     entering it where that is not 1.
     """
     models = [name(digest) for digest in change["parents"]]
-    lines = [f"embeddings, final norm, head and tokenizer of {models[0]}"]
-    met: set[tuple[int, int]] = set()
+    lines, met = [f"embeddings, final norm, head and tokenizer of {models[0]}"], set[Layer]()
     for model, first, last, scale in _stretches(change):
         stretch = {(model, layer) for layer in range(first, last + 1)}
         layers = f"layer {first}" if first == last else f"layers {first} to {last}"

@@ -293,4 +293,4 @@ def test_embeddings_that_are_the_head_too_are_not_changed_by_an_adapter_alone(li
     bounds, adapters = load_bounds(life.root / "bounds.toml"), [life.root / "adapters" / "one", three]
     (problem,) = preflight([base], bounds, adapters, base)
     assert problem.path == three
-    assert "changes model.embed_tokens.weight, which is the head too (tie_word_embeddings)" in str(problem)
+    assert "it changes model.embed_tokens.weight, and embeddings are the head (tie_word_embeddings)" in str(problem)

@@ -181,6 +181,7 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
     ("arrow_config", {"top_k": 1}, "arrow_config is set"),
     ("alpha_pattern", {"q_proj": "2"}, "no table of numbers"), ("alpha_pattern", [1], "no table of numbers"),
     ("bias", "all", "it changes biases"), ("layer_replication", [[0, 2], [1, 2]], "layer_replication is set"),
+    ("alpha_pattern", {"(.*)*x": 1}, "may take too long"), ("alpha_pattern", {".*.*.*.*x": 1}, "may take too long"),
     ("lora_alpha", "8", "lora_alpha is not a number"), ("alpha_pattern", {"(": 1}, "no regular expression"),
 ])
 def test_what_is_not_understood_is_refused(
