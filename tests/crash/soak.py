@@ -35,7 +35,7 @@ from mishaps import memory_folder, shim_in  # noqa: E402
 
 ENDLESS = 10**6
 SAMPLE_SECONDS = 2.0
-WARM = 1 / 3                    # of a calm: caches fill over some hundred rows, which is no leak
+WARM = 1 / 2                    # of a calm: caches and connections fill over some hundred rows, which is no leak
 TELLING_SECONDS = 600.0         # a calm that is shorter after that tells nothing about slopes
 STALLED_SECONDS = 30.0
 BLOCK, DRAWS = 10, 2000         # of the bootstrap: samples a block, resamples
