@@ -138,4 +138,7 @@ def _remarks(gaps: Mapping[str, Gaps]) -> str:
 
 
 def _words(against: Mapping[str, Interval]) -> str:
-    return ", ".join(f"for {name} {points(found)}" for name, found in against.items())
+    return "; ".join(
+        f"for {name} {points(found)}{'' if abs(found[0]) > found[1] else ', an interval that holds 0'}"
+        for name, found in against.items()
+    )
