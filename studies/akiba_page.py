@@ -73,8 +73,8 @@ Means over seeds; nothing was searched for here.
 ## What it says, and what it does not
 
 {_remarks(gaps)}
-- "Both" is the loop's own way of it: after {akiba.PATIENCE} merges in a row without a better one, a search for paths
-  begins through the layers of the merge in force and of the parents.
+- "Both" has half of its items for merges and the other half for paths through the layers of the merge that won and of
+  the parents.
 - The best single λ is the best of {akiba.GRID} linear merges on the same {akiba.EXAM_ITEMS:,} search items.
 - Models of 4 layers and 177 thousand parameters, two parents of one base. A path through so few layers is a crude
   thing; Akiba's had 64 to choose from.
