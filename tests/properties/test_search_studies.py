@@ -6,12 +6,13 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from loops.architecture.settings import Space
+from loops.architecture.settings import ArchitectureSettings, Space
 from safety.operators import Operator
 from safety.yardstick.items import Item
 from studies import akiba, akiba_page, findings, search, search_page
@@ -118,6 +119,29 @@ def test_the_control_rows_of_the_picture_are_linear_merges_on_the_targets_search
     uniform = akiba.uniform(world, workshop, 0)
     assert uniform.model != world.base
     assert uniform.model in workshop.folders
+
+
+def test_both_spaces_share_the_items_by_halves_and_paths_go_on_from_the_merge_that_won(
+    world: World, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(akiba, "EXAM_ITEMS", 48)
+    begun, real = [], akiba.climb
+
+    def noted(world: World, settings: ArchitectureSettings, *rest: Any) -> Climb:
+        found = real(world, settings, *rest)
+        begun.append((settings.space, rest[1], found))
+        return found
+
+    monkeypatch.setattr(akiba, "climb", noted)
+    both = akiba.merges_then_paths(world, workshop, 1_200)
+    (space, start, merges), (then, after, paths) = begun
+    assert (space, then) == (Space.PARAMETER, Space.DATA_FLOW)
+    assert start in world.parents
+    assert after == merges.model
+    assert both.model == paths.model
+    assert both.spent == merges.spent + paths.spent == workshop.spent <= 1_200
+    assert both.on_paths == paths.spent > 0
+    assert merges.spent <= 600
 
 
 def made_up(right: float, climb: Climb, tasks: tuple[str, ...], seed: int) -> Finding:
