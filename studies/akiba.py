@@ -2,18 +2,18 @@
 
 Their task was maths in Japanese; the demo's is maths in its second language. Searched is for the target alone, from the
 better parent on; what becomes of the other tasks is looked at afterwards. The three searches are the architecture
-loop's own, each with the same number of items scored; "both" is the loop's way of it: when merges have run dry, a
-search for paths begins whose pool of layers holds the merge that won.
+loop's own, each with the same number of items scored; "both" has half of them for merges, and the other half for paths
+through a pool of layers that holds the merge that won.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
 from loops.architecture.genome import Definition
-from loops.architecture.settings import ArchitectureSettings, SearchKind, Space
+from loops.architecture.settings import SearchKind, Space
 from safety.operators import Operator
 from state.jobs import JobSpec
 from state.records import JsonObject, seed_from
@@ -28,7 +28,6 @@ class Arm(Protocol):
 
 GRID = 21                       # merges between one parent and the other
 EXAM_ITEMS = 1024               # search items that chose among these, and the better parent
-PATIENCE = 40                   # of the merges in "both": the demo's
 PARENTS = ("maths expert", "language expert")
 UNIFORM, BEST_LAMBDA = "uniform average", "best single λ"
 PARAMETER, DATA_FLOW, BOTH = "parameter space", "data-flow space", "both"
@@ -68,19 +67,27 @@ def better_parent(world: World, workshop: Workshop) -> str:
     return max(world.parents, key=lambda digest: float(values[digest][target.name]["mean"]))
 
 
-def searched(change: Callable[[ArchitectureSettings], ArchitectureSettings]) -> Arm:
+def searched(space: Space, search: SearchKind = SearchKind.CMAES) -> Arm:
     def arm(world: World, workshop: Workshop, items: int) -> Climb:
-        start = better_parent(world, workshop)
-        return climb(world, change(world.settings), world.tasks[:1], start, workshop, items)
+        settings = replace(world.settings, space=space, search=search)
+        return climb(world, settings, world.tasks[:1], better_parent(world, workshop), workshop, items)
 
     return arm
 
 
+def merges_then_paths(world: World, workshop: Workshop, items: int) -> Climb:
+    first = searched(Space.PARAMETER)(world, workshop, items // 2)
+    settings = replace(world.settings, space=Space.DATA_FLOW)
+    then = climb(world, settings, world.tasks[:1], first.model, workshop, items - first.spent)
+    return Climb(
+        then.model, first.moves + then.moves, first.candidates + then.candidates, first.spent + then.spent,
+        then.on_paths,
+    )
+
+
 SEARCHES: Mapping[str, Arm] = {
-    PARAMETER: searched(lambda settings: replace(settings, space=Space.PARAMETER)),
-    DATA_FLOW: searched(lambda settings: replace(settings, space=Space.DATA_FLOW)),
-    BOTH: searched(lambda settings: replace(settings, space=Space.BOTH, patience=PATIENCE)),
-    RANDOM_PATHS: searched(lambda settings: replace(settings, space=Space.DATA_FLOW, search=SearchKind.RANDOM)),
+    PARAMETER: searched(Space.PARAMETER), DATA_FLOW: searched(Space.DATA_FLOW), BOTH: merges_then_paths,
+    RANDOM_PATHS: searched(Space.DATA_FLOW, SearchKind.RANDOM),
 }
 ARMS: Mapping[str, Arm] = {
     PARENTS[0]: one_parent(0), PARENTS[1]: one_parent(1), UNIFORM: uniform, BEST_LAMBDA: best_lambda, **SEARCHES,

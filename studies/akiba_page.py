@@ -9,7 +9,7 @@ from pathlib import Path
 from studies import akiba
 from studies.findings import LOOP, Finding, Findings, apart
 from studies.paired import Interval, over_seeds, share, together
-from studies.words import points, population, seeds_in_words, table, verdict
+from studies.words import filled, points, population, seeds_in_words, standings, table
 from studies.world import World, models_of_seed, world_of
 
 ITEMS = 40_000
@@ -41,7 +41,7 @@ def page(world: World, found: BySeed, seeds: int, items: int) -> str:
         better: {name: _apart(world, found, better, name) for name in akiba.ARMS if name != better}
         for better in (akiba.PARAMETER, akiba.DATA_FLOW, akiba.BOTH)
     }
-    return f"""# Akiba's picture in miniature
+    return filled(f"""# Akiba's picture in miniature
 
 `make study NAME=akiba` repeats this ({minutes:.0f} minutes of searching on one busy core;
 {seeds_in_words(done, seeds)}). Akiba et al. (arXiv 2403.13187) merged a model of maths with one of Japanese: parents
@@ -73,13 +73,13 @@ Means over seeds; nothing was searched for here.
 ## What it says, and what it does not
 
 {_remarks(gaps)}
-- "Both" is the loop's own way of it: after {akiba.PATIENCE} merges in a row without a better one, a search for paths
-  begins through the layers of the merge in force and of the parents.
+- "Both" has half of its items for merges and the other half for paths through the layers of the merge that won and of
+  the parents.
 - The best single λ is the best of {akiba.GRID} linear merges on the same {akiba.EXAM_ITEMS:,} search items.
 - Models of 4 layers and 177 thousand parameters, two parents of one base. A path through so few layers is a crude
   thing; Akiba's had 64 to choose from.
 - Every search is one run a seed: an interval over {len(done)} seeds says how sure the mean is.
-"""
+""")
 
 
 def _apart(world: World, found: BySeed, new: str, old: str) -> tuple[list[Interval], Interval]:
@@ -139,7 +139,6 @@ def _gaps(gaps: Gaps, done: Sequence[int]) -> str:
 def _remarks(gaps: Gaps) -> str:
     """What the figures say, each clause by its own interval."""
     return "\n".join(
-        f"- {better[0].upper()}{better[1:]} is " + "; ".join(
-            f"{verdict(total)} {name} ({points(total)})" for name, (_, total) in rows.items()
-        ) + "." for better, rows in gaps.items()
+        f"- {better[0].upper()}{better[1:]} is {standings({name: total for name, (_, total) in rows.items()})}."
+        for better, rows in gaps.items()
     )

@@ -68,11 +68,11 @@ def shared_out(settings: ArchitectureSettings, tasks: int) -> ArchitectureSettin
 OURS = "kaizend: CMA-ES, coarse to fine, raced"
 RANDOM = "kaizend: random search, raced"
 THEIRS = "mergekit-evolve's scheme"
-PER_MODULE = "the same, a weight per module"
+PER_MODULE = "the scheme, a weight per module"
 ARMS: Mapping[str, Arm] = {
     OURS: Ours(), "kaizend: M2N2": Ours(SearchKind.M2N2), RANDOM: Ours(SearchKind.RANDOM),
     THEIRS: Theirs(), PER_MODULE: Theirs(Scheme(filters=True)),
-    "the same, DARE-TIES": Theirs(Scheme(operator=Operator.DARE_TIES)),
+    "the scheme, DARE-TIES": Theirs(Scheme(operator=Operator.DARE_TIES)),
 }
 
 

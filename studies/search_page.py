@@ -10,7 +10,7 @@ from studies.findings import Finding, Findings, apart
 from studies.mergekit_scheme import Scheme
 from studies.paired import Interval, over_seeds, share
 from studies.search import ARMS, OURS, SETTINGS, THEIRS, Setting
-from studies.words import points, population, seeds_in_words, table, verdict
+from studies.words import filled, points, population, seeds_in_words, standings, table
 from studies.world import World, models_of_seed, world_of
 
 ITEMS = 40_000
@@ -52,7 +52,7 @@ def page(world: World, found: Mapping[str, BySeed], seeds: int, items: int) -> t
     every = [finding for by_seed in found.values() for arms in by_seed.values() for finding in arms.values()]
     minutes = sum(finding.seconds for finding in every) / 60
     scheme = Scheme()
-    return f"""# The search beside mergekit-evolve's scheme
+    return filled(f"""# The search beside mergekit-evolve's scheme
 
 `make study NAME=search` repeats this ({minutes:.0f} minutes of searching on one busy core;
 {seeds_in_words(done, seeds)}). The models are those of `kaizend demo --seed N`, trained from nothing for each seed, and
@@ -85,7 +85,7 @@ in points, {_words(against)}.
 - Models of 177 thousand parameters that share a base, two parents, one family of tasks. Larger ones may differ.
 - Every arm is one run a seed: an interval over {len(done)} seeds says how sure the mean is, not which arm is best on
   one more seed.
-""", holds
+"""), holds
 
 
 def _apart(world: World, setting: Setting, by_seed: BySeed, name: str) -> tuple[list[Interval], Interval]:
@@ -131,12 +131,14 @@ def _raced(world: World, found: Mapping[str, BySeed]) -> float:
 
 def _remarks(gaps: Mapping[str, Gaps]) -> str:
     """What the figures say, each sentence by its own interval."""
-    lines = []
-    for setting, rows in gaps.items():
-        said = (f"{verdict(total)} {name} ({points(total)})" for name, (_, total) in rows.items() if name != OURS)
-        lines.append(f"- For {setting}, ours is {'; '.join(said)}.")
-    return "\n".join(lines)
+    return "\n".join(
+        f"- For {setting}, ours is {standings({name: total for name, (_, total) in rows.items() if name != OURS})}."
+        for setting, rows in gaps.items()
+    )
 
 
 def _words(against: Mapping[str, Interval]) -> str:
-    return ", ".join(f"for {name} {points(found)}" for name, found in against.items())
+    return "; ".join(
+        f"for {name} {points(found)}{'' if abs(found[0]) > found[1] else ', an interval that holds 0'}"
+        for name, found in against.items()
+    )

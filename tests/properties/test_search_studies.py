@@ -6,12 +6,13 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from loops.architecture.settings import Space
+from loops.architecture.settings import ArchitectureSettings, Space
 from safety.operators import Operator
 from safety.yardstick.items import Item
 from studies import akiba, akiba_page, findings, search, search_page
@@ -120,6 +121,29 @@ def test_the_control_rows_of_the_picture_are_linear_merges_on_the_targets_search
     assert uniform.model in workshop.folders
 
 
+def test_both_spaces_share_the_items_by_halves_and_paths_go_on_from_the_merge_that_won(
+    world: World, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(akiba, "EXAM_ITEMS", 48)
+    begun, real = [], akiba.climb
+
+    def noted(world: World, settings: ArchitectureSettings, *rest: Any) -> Climb:
+        found = real(world, settings, *rest)
+        begun.append((settings.space, rest[1], found))
+        return found
+
+    monkeypatch.setattr(akiba, "climb", noted)
+    both = akiba.merges_then_paths(world, workshop, 1_200)
+    (space, start, merges), (then, after, paths) = begun
+    assert (space, then) == (Space.PARAMETER, Space.DATA_FLOW)
+    assert start in world.parents
+    assert after == merges.model
+    assert both.model == paths.model
+    assert both.spent == merges.spent + paths.spent == workshop.spent <= 1_200
+    assert both.on_paths == paths.spent > 0
+    assert merges.spent <= 600
+
+
 def made_up(right: float, climb: Climb, tasks: tuple[str, ...], seed: int) -> Finding:
     """A finding with that share of right answers on as many items as the tasks have."""
     draw = np.random.default_rng(seed)
@@ -127,6 +151,11 @@ def made_up(right: float, climb: Climb, tasks: tuple[str, ...], seed: int) -> Fi
     return Finding({
         task: "".join("1" if one < right else "0" for one in draw.random(sizes[task])) for task in tasks
     }, climb, 6.0)
+
+
+def remark(text: str, beginning: str) -> str:
+    """What a point of the page says after its beginning, in one line."""
+    return " ".join(text.split()).split(f"- {beginning}")[1].split(" - ")[0]
 
 
 @pytest.mark.parametrize(("ours", "word"), [(0.7, "Met"), (0.4, "Not met")])
@@ -139,9 +168,10 @@ def test_the_page_says_met_only_where_ours_is_at_or_above_the_scheme(ours: float
     text, holds = search_page.page(world, found, 5, 40_000)
     assert f"**{word}**" in text
     assert holds == (word == "Met")
-    assert "seeds 0 to 2, of 5 that were asked for" in text
-    stands = "above" if holds else "below"
-    assert f"{stands} {search.THEIRS} (" in text
+    assert "seeds 0 to 2, of 5 that were asked for" in " ".join(text.split())
+    said = remark(text, "For the target alone, ours is ")
+    assert said.startswith("above " if holds else "below ")
+    assert f"{search.THEIRS} (" in said
 
 
 def test_the_picture_names_its_rows_and_tells_them_apart_by_their_intervals(world: World) -> None:
@@ -152,9 +182,10 @@ def test_the_picture_names_its_rows_and_tells_them_apart_by_their_intervals(worl
     } for seed in range(5)}
     text = akiba_page.page(world, found, 5, 40_000)
     assert all(f"| {name} |" in text for name in akiba.ARMS)
-    said = next(line for line in text.splitlines() if line.startswith("- Parameter space is"))
-    assert f"below {akiba.BOTH}" in said
-    assert f"above {akiba.BEST_LAMBDA}" in said
+    above, below = sorted(remark(text, "Parameter space is ").split("; "))
+    assert above.startswith("above ")
+    assert float(above.split(f"{akiba.BEST_LAMBDA} (")[1].split()[0]) == pytest.approx(10, abs=1.5)
+    assert float(below.removeprefix(f"below {akiba.BOTH} (").split()[0]) == pytest.approx(-10, abs=1.5)
 
 
 def test_an_interval_by_pairs_of_operands_holds_the_truth_where_items_of_a_pair_go_together() -> None:
