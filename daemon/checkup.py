@@ -137,11 +137,15 @@ def _verifiers(settings: Settings, places: Places) -> Iterator[Finding]:
     """Before a first start: whether a verifier takes junk for right."""
     if places.database.is_file():
         return
-    for task in placed_tasks(settings, places.config.parent):
+    try:
+        tasks = placed_tasks(settings, places.config.parent)
+    except UserError:
+        return                                                  # `_sources` says what is wrong with the path
+    for task in tasks:
         try:
             items = read_jsonl(Path(task.source["path"])) if of_a_file(task) else draw_some(task, FIRST_ITEMS, 0)
         except TaskError as error:
-            if not of_a_file(task):                             # of files `_sources` says what is wrong
+            if not of_a_file(task):                             # of files `_sources` says it, too
                 yield "verifier", False, f"{task.name}: {error}"
             continue
         tried = min(len(items), FIRST_ITEMS)
