@@ -33,6 +33,7 @@ PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
+    "PRAGMA cache_size = -256",     # KiB for each connection; 2 MiB each by default, which a pool fills over days
 )
 
 

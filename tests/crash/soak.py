@@ -2,9 +2,9 @@
 
     python tests/crash/soak.py [RESULT.json]            SOAK_MINUTES=120 by default, SOAK_SEED=0
 
-Storms and calms take turns, a storm first, so that every calm has a database to read that has outgrown the caches. In
-a calm one daemon lives on, only workers are killed, and every two seconds its memory, open descriptors, threads and
-processes are counted: their slopes are those within calms, so that a leak shows. In a storm the daemon is killed,
+Two storms and a long calm between them, so that the calm has a database to read that has outgrown the caches. In the
+calm one daemon lives on, only workers are killed, and every two seconds its memory, open descriptors, threads and
+processes are counted: their slopes are those of the calm, so that a leak shows. In a storm the daemon is killed,
 alone or with its workers, stopped, and struck by faults at named moments; `kaizend gc` runs in between. Disk is
 counted after it, with nothing running: what grows by design (artefacts that the registry names, the database) apart
 from what nobody named, which is what has to stay flat. At the end the ledger is verified.
@@ -35,6 +35,7 @@ from mishaps import memory_folder, shim_in  # noqa: E402
 
 ENDLESS = 10**6
 SAMPLE_SECONDS = 2.0
+STORM, CALM = 1 / 6, 2 / 3      # of the whole
 WARM = 1 / 2                    # of a calm: caches and connections fill over some hundred rows, which is no leak
 TELLING_SECONDS = 600.0         # a calm that is shorter after that tells nothing about slopes
 STALLED_SECONDS = 30.0
@@ -169,7 +170,7 @@ class Soak:
             name: slope([calm.get(name, []) for calm in self.calms], self.chance)
             for name in sorted({name for calm in self.calms for name in calm})
         } | {name: slope([samples], self.chance) for name, samples in self.disk.items()}
-        telling = self.calms and calm_seconds(minutes) * (1 - WARM) >= TELLING_SECONDS
+        telling = minutes * 60 * CALM * (1 - WARM) >= TELLING_SECONDS
         for name, limit in FLAT_PER_HOUR.items():
             if name in slopes and telling:
                 slopes[name]["flat"] = slopes[name]["low"] <= limit
@@ -183,10 +184,6 @@ class Soak:
             "ledger holds": body["holds"], "problems": [*self.problems, *body["problems"]],
             "flat": all(found.get("flat", True) for found in slopes.values()) if telling else None,
         }
-
-
-def calm_seconds(minutes: float) -> float:
-    return max(60.0, minutes * 60 / 4)
 
 
 def counted(pid: int, unit: Unit) -> dict[str, float]:
@@ -239,11 +236,8 @@ def main() -> int:
         with Unit(frozen_house(base / "house"), base / "unit.sock") as unit:
             soak = Soak(Life(unit.house, copy_of(base / "trained", base / "life"), unit, ENDLESS), unit,
                         random.Random(seed))
-            until = soak.began + minutes * 60
-            calm = calm_seconds(minutes)
-            while (left := until - time.monotonic()) > 30:
-                soak.storm(min(calm, left / 2))
-                soak.calm(min(calm, max(0.0, until - time.monotonic())))
+            for phase, share in (soak.storm, STORM), (soak.calm, CALM), (soak.storm, 1 - STORM - CALM):
+                phase(share * minutes * 60)
                 tell(f"{soak.rows()} rows, {soak.struck.total()} faults, {len(soak.problems)} problems")
             found = soak.result((time.monotonic() - soak.began) / 60)
             soak.life.end()
