@@ -48,8 +48,9 @@ class Recipe:
 
     `batch` is rows a step for sft and prompts a step for grpo (each answered `group` times); `steps` is the full
     budget, of which a rung is a part; `warmup` is a fraction of it. `mixture` gives each data source its share (they
-    need not sum to 1; none: all sources alike). `replay` weighs the cross-entropy on those sources during grpo;
-    `temperature`, `group` and `beta` (weight of the KL term) are grpo's too.
+    need not sum to 1; none: all sources alike). `replay` weighs the cross-entropy on those sources during grpo,
+    `success_replay` that on the model's own right answers; `temperature`, `group` and `beta` (weight of the KL term)
+    are grpo's too.
     """
 
     stage: Stage
@@ -64,6 +65,7 @@ class Recipe:
     temperature: float = 1.0
     group: int = 8
     beta: float = 0.0
+    success_replay: float = 0.3
 
     def __post_init__(self) -> None:
         for name, good, rule in (
@@ -75,6 +77,7 @@ class Recipe:
             ("adapter.alpha", 0 < self.adapter.alpha < math.inf, "above 0 and finite"),
             ("mixture", all(0 <= share < math.inf for share in self.mixture.values()), "of finite shares from 0 on"),
             ("replay", 0 <= self.replay < math.inf, "at least 0 and finite"),
+            ("success_replay", 0 <= self.success_replay < math.inf, "at least 0 and finite"),
             ("temperature", 0 < self.temperature < math.inf, "above 0 and finite"),
             ("group", self.group >= 2, "at least 2"),
             ("beta", 0 <= self.beta < math.inf, "at least 0 and finite"),

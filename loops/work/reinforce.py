@@ -233,7 +233,9 @@ def _replay(errand: Errand, desk: Desk, learner: Learner, record: Record) -> Rep
     seed = seed_from(errand.seed, "replay")
     places = mixed(rows, recipe.shares(rows.sources) if rows.sources else {}, DATA_ROWS, left, seed)
     data = tokenise(rows, places.reshape(-1).tolist(), learner.tokenizer)
-    return Replay(data, places, left.start, recipe.replay, seed, desk.device, lambda: record.right)
+    return Replay(
+        data, places, left.start, recipe.replay, recipe.success_replay, seed, desk.device, lambda: record.right,
+    )
 
 
 def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, record: Record) -> Produced:
