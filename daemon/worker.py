@@ -38,6 +38,7 @@ JOBS: Final[Mapping[str, str]] = {
     "random_search": "loops.work.control:random_search",
     "train": "loops.work.train:train",
     "segment": "loops.work.reinforce:segment",
+    "pairs": "loops.work.pairs:pairs",
     "score": "safety.yardstick.jobs:score",
     "compare": "safety.yardstick.jobs:compare",
     "report": "safety.yardstick.jobs:score",
