@@ -39,6 +39,8 @@ JOBS: Final[Mapping[str, str]] = {
     "train": "loops.work.train:train",
     "segment": "loops.work.reinforce:segment",
     "pairs": "loops.work.pairs:pairs",
+    "reward_model": "loops.work.reward_model:reward_model",
+    "reward_check": "loops.work.reward_model:reward_check",
     "score": "safety.yardstick.jobs:score",
     "compare": "safety.yardstick.jobs:compare",
     "report": "safety.yardstick.jobs:score",
