@@ -26,6 +26,7 @@ from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
 from loops.reward import catalogue
 from loops.reward.catalogue import sources
+from loops.reward.features import LEARNED
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.licences import licences_of
@@ -156,7 +157,9 @@ def _verifiers(settings: Settings, places: Places) -> Iterator[Finding]:
 
 
 def _features(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
-    """Reward features that other packages bring: imported and tried out in a process of their own."""
+    """The learned feature, and those that other packages bring: imported and tried out in a process of their own."""
+    if settings.reward.learned and LEARNED not in bounds.reward.features:
+        yield "feature", False, f"{LEARNED}: reward.features in bounds.toml does not allow it"
     for name, source in sources(settings.reward.allowed).items():
         if name not in bounds.reward.features:
             yield "feature", False, f"{name} of {source}: reward.features in bounds.toml does not allow it"

@@ -69,6 +69,10 @@ guard_margin = 0.03                       # loss on a guard that is borne there
 stages = ["sft", "grpo"]
 
 [reward]
+learned = false                           # true: a reward model, trained on right against wrong answers of the model's
+                                          # own, may be one of the features; bounds.toml's reward.features must name it
+# learned_every = 8                       # segments (in which success is rare) until it is trained anew
+# pair_prompts = 256                      # prompts that are answered for its pairs, each eight times
 """
 
 

@@ -103,6 +103,23 @@ class SyntheticRunner:
         }
         return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
 
+    def pairs(self, spec: JobSpec) -> JobResult:
+        values = {"prompts": spec.params["prompts"], "mixed": 10, "pairs": 40, "from_references": 0, "success": 0.005,
+                  "tokens": 100, "stopped": None}
+        kept = {"pairs": self.keep("data", f"pairs-{spec.digest[:16]}", {"made_by": spec.digest})}
+        values = self.adjust(spec, values)
+        return JobResult(values, kept if values["pairs"] else {}, Cost(1.0, tokens=100))
+
+    def reward_model(self, spec: JobSpec) -> JobResult:
+        values = {"pairs": 30, "steps": spec.params["steps"], "tokens": 100, "held_out": 20, "accuracy": 0.9,
+                  "r_ref": 0.0, "stopped": None}
+        made = self.keep("model", f"reward-{spec.digest[:16]}", {"made_by": spec.digest})
+        return JobResult(self.adjust(spec, values), {"model": made}, Cost(1.0, tokens=100))
+
+    def reward_check(self, spec: JobSpec) -> JobResult:
+        values = {"pairs": 40, "prompts": 10, "accuracy": 0.9, "tokens": 100}
+        return JobResult(self.adjust(spec, values), {}, Cost(1.0, tokens=100))
+
     def compare(self, spec: JobSpec) -> JobResult:
         draw = random.Random(spec.params["seed"])
         levels = [draw.random() for _ in range(spec.params["count"])]

@@ -10,9 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, variance
+from typing import Final
 
 from loops.reward.monitor import Alarm, collapsed, inspect
 from state.records import JsonObject
+
+TRACE_POINTS: Final = 48
+TRACED: Final = {"truth": "truth", "proxy": "proxy", "shaping": "shaping_trace"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,21 @@ def advantage(shaped: JsonObject, control: JsonObject) -> Gain:
     if shaped.get("q_after") and control.get("q_after") and not uneven:
         return paired(shaped["q_after"], control["q_after"])
     return paired(shaped["truth"][:steps], control["truth"][:steps])
+
+
+def traces(arms: Mapping[str, JsonObject]) -> JsonObject:
+    """{arm: {"truth", "proxy", "shaping"}}: the course of each arm that finished, at most `TRACE_POINTS` means of
+    neighbouring steps: what people look at, and what the ledger can bear.
+    """
+    return {
+        name: {key: _thinned(arm["values"].get(source) or []) for key, source in TRACED.items()}
+        for name, arm in arms.items() if "failed" not in arm
+    }
+
+
+def _thinned(series: Sequence[float]) -> list[float]:
+    width = max(1, -(-len(series) // TRACE_POINTS))
+    return [round(fmean(series[begin:begin + width]), 5) for begin in range(0, len(series), width)]
 
 
 def expected_success(values: JsonObject, when: str = "q_after") -> float | None:

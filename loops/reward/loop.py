@@ -15,8 +15,10 @@ from statistics import fmean
 from typing import Final
 
 from loops.loop import Bench, Trial
-from loops.reward.arms import Weighing, expected_success, weigh
+from loops.reward.arms import Weighing, expected_success, traces, weigh
 from loops.reward.catalogue import sources
+from loops.reward.features import LEARNED
+from loops.reward.learned import bounded, prepared, without
 from loops.reward.shaping import ZERO, Evidence, Shaping, Switch, annealed
 from state.jobs import JobFailed, JobResult, JobSpec
 from state.records import Candidate, JsonObject, LoopName, Outcome, Verdict
@@ -36,6 +38,9 @@ class RewardSettings:
 
     `features` may enter a shaping where references exist, `approved` where none do; `references` says whether the
     target tasks have one right answer each; `strength` is B0 (at most .4); `probe_items` is the size of the q probe.
+
+    `learned` adds the feature of that name (`loops.reward.learned`): its reward model is made anew every
+    `learned_every` segments in which shaping is on, from answers to `pair_prompts` prompts.
     """
 
     features: tuple[str, ...] = ("places", "overlap", "prefix", "closeness", "grounded", "brevity", "varied")
@@ -43,18 +48,26 @@ class RewardSettings:
     references: bool = True
     strength: float = STRONGEST
     probe_items: int = 256
+    learned: bool = False
+    learned_every: int = 8
+    pair_prompts: int = 256
 
     def __post_init__(self) -> None:
         sources({*self.features, *self.approved})                       # unknown ones are refused
+        if LEARNED in {*self.features, *self.approved}:
+            raise ValueError("learned is not listed as a feature: say learned = true")
         Evidence.empty(self.allowed)                                    # at most eight
         if not 0 <= self.strength <= STRONGEST:
             raise ValueError(f"strength must be between 0 and {STRONGEST}")
         if self.probe_items < 2:
             raise ValueError("probe_items must be at least 2")
+        if self.learned_every < 1 or self.pair_prompts < 2:
+            raise ValueError("learned_every must be at least 1 and pair_prompts at least 2")
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        return self.features if self.references else self.approved
+        listed = self.features if self.references else self.approved
+        return (*listed, LEARNED) if self.learned else listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,7 @@ class RewardLoop:
         return {
             "segments": 0, "evidence": Evidence.empty(self.settings.allowed).to_json(), "switch": str(Switch.OFF),
             "scale": 1.0, "strikes": 0, "avoid": [], "blocked": [], "best": None, "history": [],
+            "learned": None,
         }
 
     def propose(
@@ -107,7 +121,7 @@ class RewardLoop:
         blocked = set(state["blocked"])
         strength = annealed(self.settings.strength * state["scale"], step, horizon)
         for _ in range(len(state["avoid"]) + 1):
-            shaping = Shaping(evidence.weights(set(self.settings.allowed) - blocked), strength)
+            shaping = Shaping(bounded(evidence.weights(set(self.settings.allowed) - blocked)), strength)
             if shaping.is_zero:
                 return ZERO
             if not any(_near(shaping.weights, avoided["weights"]) for avoided in state["avoid"]):
@@ -116,18 +130,19 @@ class RewardLoop:
         return ZERO
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
-        shaping = Shaping.from_json(candidate.change["shaping"])
         state = bench.cycle.state
+        learned = self._learned(candidate.change, state, bench)
+        shaping = _carried_out(candidate.change, learned)
         tried = {"zero": ZERO} if shaping.is_zero else {"zero": ZERO, "shaped": shaping}
         max_tokens = bench.left.tokens // len(tried)
-        specs = [self._spec(candidate.change, each, max_tokens, bench) for each in tried.values()]
+        specs = [self._spec(candidate.change, each, max_tokens, learned, bench) for each in tried.values()]
         arms = {name: _arm(result) for name, result in zip(tried, bench.jobs(specs), strict=True)}
         if "failed" in arms["zero"]:
             raise JobFailed(arms["zero"]["failed"], Verdict(arms["zero"]["verdict"]))
         best = state["best"] if state["best"] and state["best"]["lineage"] == candidate.change["lineage"] else None
         values = {
             "arms": arms, "best_q": best["q"] if best else None,
-            "history": _lengthened(state["history"], arms.get("shaped")),
+            "history": _lengthened(state["history"], arms.get("shaped")), "learned": learned,
         }
         return Trial(arms[_weighed(values).arm]["model"], values)
 
@@ -138,27 +153,30 @@ class RewardLoop:
         kept, shaped = arms[weighing.arm], arms.get("shaped")
         values = kept["values"]
         q = expected_success(values)
-        heaviest = Shaping.from_json(candidate.change["shaping"]).heaviest
+        learned = trial.values["learned"]
+        heaviest = _carried_out(candidate.change, learned).heaviest
         evidence = {
             "arm": weighing.arm, "gain": weighing.gain.to_json(),
             "over_zero": weighing.over_zero.to_json() if weighing.over_zero else None,
             "alarms": [alarm.to_json() for alarm in weighing.alarms], "guard": weighing.guard,
             "blocked": heaviest if weighing.guard else None, "q_before": expected_success(values, "q_before"),
             "q_after": q, "best_q": trial.values["best_q"],
-            "shaped_failed": shaped.get("failed") if shaped else None,
+            "shaped_failed": shaped.get("failed") if shaped else None, "learned": learned,
+            "trace": traces(arms),
             **{key: values.get(key) for key in ("success", "groups", "mixed_groups", "kl", "steps", "stopped")},
         }
         lesson = {
             "checkpoint": kept["checkpoint"], "steps": values.get("steps", candidate.change["steps"]),
             "cut": values.get("cut", 0), "evidence": values.get("evidence"), "q": q,
-            "history": trial.values["history"],
+            "history": trial.values["history"], "learned": learned,
         }
         verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
-        return Outcome(verdict, _reason(weighing), kept["model"] if weighing.accepted else None, evidence, lesson)
+        result = kept["model"] if weighing.accepted else None
+        return Outcome(verdict, _reason(weighing, learned), result, evidence, lesson)
 
     def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
-        shaping = Shaping.from_json(candidate.change["shaping"])
         seen, lesson = outcome.evidence, outcome.lesson
+        shaping = _carried_out(candidate.change, seen.get("learned"))
         segments = state["segments"] + 1
         alarmed = bool(seen.get("alarms"))
         shunned = not shaping.is_zero and (
@@ -175,6 +193,7 @@ class RewardLoop:
             "scale": state["scale"] / 2 if alarmed else state["scale"], "strikes": state["strikes"] + alarmed,
             "avoid": avoid, "blocked": sorted(blocked), "best": _best(state["best"], candidate, outcome),
             "history": [] if alarmed else lesson.get("history", state["history"]),
+            "learned": lesson.get("learned") or state.get("learned"),
         }
 
     def _evidence(self, state: JsonObject) -> Evidence:
@@ -182,16 +201,32 @@ class RewardLoop:
         known = evidence.features == Evidence.empty(self.settings.allowed).features
         return evidence if known else Evidence.empty(self.settings.allowed)       # the operator changed the list
 
-    def _spec(self, change: JsonObject, shaping: Shaping, max_tokens: int, bench: Bench) -> JobSpec:
+    def _learned(self, change: JsonObject, state: JsonObject, bench: Bench) -> JsonObject | None:
+        """The reward model of this segment, None where nothing asks for one."""
+        if not self.settings.learned or state["switch"] != Switch.ON or frozen(state):
+            return None
+        asked = {"tasks": list(self.targets), "prompts": self.settings.pair_prompts}
+        return prepared(
+            state.get("learned"), LEARNED in change["shaping"]["weights"], self.settings.learned_every,
+            state["segments"], asked, {"model": change["model"], "seal": self.seal}, bench,
+        )
+
+    def _spec(
+        self, change: JsonObject, shaping: Shaping, max_tokens: int, learned: JsonObject | None, bench: Bench
+    ) -> JobSpec:
         """One arm. Both arms have the same seeds and tokens and differ in nothing but the shaping."""
         inputs = {"model": change["model"], "seal": self.seal}
+        evidence = self._evidence(bench.cycle.state)
+        if learned and learned["model"] is not None:
+            inputs["reward_model"] = learned["model"]
+            evidence = evidence.forgetting(LEARNED) if learned["trained"] else evidence
         inputs |= {f"data:{name}": digest for name, digest in sorted(self.sources.items())}
         if change["checkpoint"] is not None:
             inputs["checkpoint"] = change["checkpoint"]
         params = {
             "recipe": change["recipe"], "shaping": shaping.to_json(), "tasks": list(self.targets),
             "steps": change["steps"], "from_step": change["from_step"],
-            "evidence": self._evidence(bench.cycle.state).to_json(),
+            "evidence": evidence.to_json(),
             "probe_seed": bench.seed("probe"), "probe_items": self.settings.probe_items,
             "proxy_strength": STRONGEST, "references": self.settings.references,
             "max_tokens": max_tokens,
@@ -209,6 +244,12 @@ def frozen(state: JsonObject) -> bool:
 def rearm(state: JsonObject) -> JsonObject:
     """The state after the operator re-armed the loop: strikes, avoided and blocked shapings are forgotten."""
     return {**state, "strikes": 0, "scale": 1.0, "avoid": [], "blocked": [], "history": []}
+
+
+def _carried_out(change: JsonObject, learned: JsonObject | None) -> Shaping:
+    """The shaping that a segment ran under: the proposed one, the learned feature left out where it must not pay."""
+    shaping = Shaping.from_json(change["shaping"])
+    return without(shaping) if learned is None or learned["left_out"] else shaping
 
 
 def _arm(result: JobResult | JobFailed) -> JsonObject:
@@ -248,11 +289,13 @@ def _near(weights: Mapping[str, float], others: Mapping[str, float]) -> bool:
     return math.fsum(abs(weights.get(name, 0.0) - others.get(name, 0.0)) for name in {*weights, *others}) < NEAR
 
 
-def _reason(weighing: Weighing) -> str:
+def _reason(weighing: Weighing, learned: JsonObject | None) -> str:
     gain = f"{weighing.gain.mean:+.4f} with a standard error of {weighing.gain.stderr:.4f}"
     told = f"the {weighing.arm} arm's success moved by {gain}"
     if weighing.over_zero is not None:
         told += f"; the shaping gained {weighing.over_zero.mean:+.4f} over zero"
+    if learned and learned["left_out"]:
+        told += f"; the learned feature was left out: {learned['left_out']}"
     for warning in (*(alarm.seen for alarm in weighing.alarms), *([weighing.guard] if weighing.guard else [])):
         told += f"; {warning}"
     return told

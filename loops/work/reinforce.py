@@ -1,6 +1,7 @@
 """The job "segment": some steps of group-relative policy gradient with a verifier, under one shaping, with TRL.
 
-inputs   model, checkpoint (to carry on from `from_step`), seal, data:<source> ... (replay)
+inputs   model, checkpoint (to carry on from `from_step`), seal, reward_model (for the learned feature),
+         data:<source> ... (replay)
 params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_seed, probe_items, save_steps,
          proxy_strength, references, max_tokens (None: no cap)
 outputs  model (adapter merged), checkpoint
@@ -21,7 +22,7 @@ bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from loops.pipeline.recipe import Recipe
-from loops.reward.features import FEATURES
+from loops.reward.features import FEATURES, LEARNED
 from loops.reward.shaping import Evidence, Shaping
 from loops.work import checkpoint
 from loops.work.checkpoint import Checkpoint
@@ -40,6 +41,7 @@ from loops.work.exercises import Exercises, plain, set_exercises
 from loops.work.learner import Learner, load_learner, schedule, standing, take_up
 from loops.work.marking import Marking, Question, Record
 from loops.work.replay import DATA_ROWS, Replay
+from loops.work.reward_model import load_judge
 from loops.work.rows import answer_log_p, mixed, read_rows, tokenise
 from loops.work.stops import out_of_tokens, reason_to_stop
 from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
@@ -162,7 +164,7 @@ def _run(
     left = range(batch * (first - errand.steps.start), len(exercises.questions))
     marking = Marking(
         exercises.questions, recipe.group, frozenset({int(learner.tokenizer.eos_token_id)}), errand.shaping,
-        errand.proxy_strength, record, errand.references,
+        errand.proxy_strength, record, errand.references, _judging(errand, desk),
     )
     pending = True
 
@@ -213,6 +215,15 @@ def _run(
     run_trainer(trainer)
     if isinstance(learner.model, PeftModel) and REFERENCE in learner.model.peft_config:
         learner.model.delete_adapter(REFERENCE)
+
+
+def _judging(errand: Errand, desk: Desk) -> Callable[[Sequence[tuple[str, str]]], list[float]] | None:
+    """phi of the learned feature by the reward model among the inputs. ValueError where it is paid for without one."""
+    if "reward_model" in desk.inputs:
+        return load_judge(desk.inputs["reward_model"], desk.device).phis
+    if LEARNED in errand.shaping.weights:
+        raise ValueError("a shaping that pays for the learned feature needs a reward model")
+    return None
 
 
 def _arguments(errand: Errand, desk: Desk, exercises: Exercises, record: Record, steps: int) -> GRPOConfig:
