@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from studies import akiba_page, gate_page, search_page
+from studies import akiba_page, gate_page, reward_page, search_page
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "studies"
-SEARCHES = {"search": search_page, "akiba": akiba_page}
+PAGES = {"search": search_page, "akiba": akiba_page, "reward": reward_page}
 
 
 def main() -> None:
@@ -24,10 +24,10 @@ def main() -> None:
     names = parser.add_subparsers(dest="name", required=True)
     gate = names.add_parser("gate", help="the gate beside other rules")
     gate.add_argument("--lives", type=int, default=None, help="lives in each world, where fewer shall do")
-    for name, module in SEARCHES.items():
+    for name, module in PAGES.items():
         study = names.add_parser(name, help=module.pages.__doc__)
         study.add_argument("--seeds", type=int, default=module.SEEDS, help="worlds, from seed 0 on")
-        study.add_argument("--items", type=int, default=module.ITEMS, help="items that each search may score")
+        study.add_argument("--items", type=int, default=module.ITEMS, help="items that each arm may score or sample")
         study.add_argument("--folder", type=Path, default=ROOT / "build" / "studies", help="models and findings kept")
     asked = parser.parse_args()
     last = ("", True)
@@ -44,13 +44,13 @@ def _pages(asked: argparse.Namespace) -> Iterator[tuple[str, bool]]:
         yield gate_page.page(asked.lives)
     else:
         torch.set_num_threads(1)                        # models as small lose by more
-        yield from SEARCHES[asked.name].pages(asked.folder.resolve(), asked.seeds, asked.items)
+        yield from PAGES[asked.name].pages(asked.folder.resolve(), asked.seeds, asked.items)
 
 
 def _in_full(asked: argparse.Namespace) -> bool:
     if asked.name == "gate":
         return asked.lives is None
-    module = SEARCHES[asked.name]
+    module = PAGES[asked.name]
     return bool(asked.seeds >= module.SEEDS and asked.items >= module.ITEMS)
 
 

@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from loops.work.pretrain import answer_loss, encode
 from safety.yardstick.items import Item, TaskSpec
-from safety.yardstick.sealed import load_vault
 from safety.yardstick.scoring import expected_success
+from safety.yardstick.sealed import load_vault
 from safety.yardstick.tasks import pinned, unplaced
 from state.files import manifest_of
 from state.jobs import JobSpec
@@ -92,7 +92,7 @@ def _taught(seed: int, level: float, vault: tuple[Item, ...], home: Path) -> flo
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     draw = np.random.default_rng(seed_from("sorting", seed, "rows"))
     for step in range(MOST_STEPS):
-        rows = []
+        rows: list[tuple[str, str]] = []
         while len(rows) < BATCH:
             row = _row(draw.integers(10, size=draw.integers(SHORTEST, LENGTH + 1)).tolist())
             rows += [(row["prompt"], row["answer"])] if row["prompt"] not in held else []

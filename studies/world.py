@@ -142,7 +142,7 @@ def climb(
         before, own_seed = workshop.spent, seed_from("study", settings.seed, candidates)
         candidate = loop.propose(state, model, model, own_seed)
         cycle = Cycle(candidates, loop.name, None, candidates, candidate, state, PLENTY)
-        bench = Bench(cycle, workshop, "study", _no_descent, PLENTY.seconds, own_seed)
+        bench = Bench(cycle, workshop, "study", no_descent, PLENTY.seconds, own_seed)
         outcome = loop.judge(candidate, loop.run(candidate, bench))
         state = loop.learn(state, candidate, outcome)
         candidates += 1
@@ -195,5 +195,5 @@ def answers(folder: Path, tasks: Sequence[TaskSpec]) -> dict[str, str]:
     return found
 
 
-def _no_descent(inner: Loop, parent: int, ordinal: int, base: str, incumbent: str, budget: Budget) -> Outcome:
+def no_descent(inner: Loop, parent: int, ordinal: int, base: str, incumbent: str, budget: Budget) -> Outcome:
     raise JobFailed("nothing is trained in a study of searches")

@@ -208,7 +208,7 @@ class PipelineLoop:
         }
 
     def _reinforce(self, change: JsonObject, bench: Bench) -> JsonObject:
-        """A reinforcement rung: child cycles, each from the last accepted checkpoint; a rejected one is spent.
+        """A reinforcement rung: child cycles, each from the last sound checkpoint; what is not sound is spent.
 
         Where a budget ends one of them the rung is put aside: the steps that it did not do are not spent.
         """
@@ -229,8 +229,8 @@ class PipelineLoop:
                 break
             cut = last.lesson.get("cut", 0)
             reached += steps - cut
-            if last.verdict is Verdict.PROMOTED and last.result is not None:
-                model, checkpoint = last.result, last.lesson["checkpoint"]
+            if last.lesson.get("sound"):
+                model, checkpoint = last.lesson["model"], last.lesson["checkpoint"]
                 trained += last.lesson["steps"]                     # fewer than asked for where it stopped early
             if cut:
                 break

@@ -94,7 +94,10 @@ def expected_success(values: JsonObject, when: str = "q_after") -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang."""
+    """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang.
+
+    `accepted`: it clearly gained; `sound`: training may go on from where it ended.
+    """
 
     arm: str
     gain: Gain
@@ -102,20 +105,22 @@ class Weighing:
     alarms: tuple[Alarm, ...]
     guard: str | None
     accepted: bool
+    sound: bool
 
 
 def weigh(
     arms: Mapping[str, JsonObject], best_q: float | None, history: Sequence[tuple[float, float]]
 ) -> Weighing:
-    """Choose between the arms that finished. `arms` always holds "zero"; `history` ends with the shaped segment.
+    """Choose between the arms that finished: "zero", "shaped" or both. `history` ends with the shaped segment.
 
-    A shaped arm that rang an alarm or let q collapse is out; its control may still be kept.
+    A shaped arm that rang an alarm or let q collapse is out; its control, where it has one, may still be kept.
     """
-    control, shaped = arms["zero"], arms.get("shaped")
+    control, shaped = arms.get("zero"), arms.get("shaped")
     if shaped is None or "failed" in shaped:
-        return _kept("zero", control, best_q, None, (), None)
-    alarms = tuple(inspect(shaped["values"], history))
-    guard = _guarded(shaped, best_q)
+        return _kept("zero", arms["zero"], best_q, None, (), None)
+    alarms, guard = tuple(inspect(shaped["values"], history)), _guarded(shaped, best_q)
+    if control is None:
+        return _kept("shaped", shaped, best_q, None, alarms, guard)
     over_zero = advantage(shaped["values"], control["values"])
     arm = "shaped" if over_zero.clear and not alarms and guard is None else "zero"
     return _kept(arm, arms[arm], best_q, over_zero, alarms, guard)
@@ -126,7 +131,8 @@ def _kept(
     guard: str | None,
 ) -> Weighing:
     gain = improvement(arm["values"])
-    return Weighing(name, gain, over_zero, alarms, guard, gain.clear and _guarded(arm, best_q) is None)
+    sound = _guarded(arm, best_q) is None and not (alarms and name == "shaped")
+    return Weighing(name, gain, over_zero, alarms, guard, gain.clear and sound, sound)
 
 
 def _guarded(arm: JsonObject, best_q: float | None) -> str | None:

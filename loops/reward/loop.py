@@ -1,9 +1,11 @@
 """The reward loop: one cycle carries reinforcement on for one segment, under a shaping or under none.
 
 The shaping follows from the state (ALGORITHMS 7): zero unless success is very rare and the evidence speaks. A shaping
-runs beside a zero-shaping control with the same seeds and is kept only where it is clearly better. With or without
-one, a segment is accepted only if q rose clearly; otherwise training goes on from the accepted checkpoint with
-another seed. The strict reward, the cap, the thresholds and the monitor are not part of any candidate.
+runs beside a zero-shaping control with the same seeds and is kept only where it is clearly better; one that was may go
+on alone for a few segments, one that was not makes room for zero shaping. A segment is promoted only if q rose clearly.
+Training goes on from every segment that is sound, promoted or not: where success is rare, q stands still for long
+before it rises. From one that is not it goes back, with another seed. The strict reward, the cap, the thresholds and
+the monitor are not part of any candidate.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ STRONGEST: Final = 0.4
 """Upper limit of B0; the cap on any strength is .5 (`shaping.CAP`)."""
 STRIKES: Final = 3
 AVOIDED_SEGMENTS: Final = 10
+PROVEN_SEGMENTS: Final = 4
+"""A shaping that was clearly better than its control runs so many segments without one, where q is measured."""
+RESTING_SEGMENTS: Final = 4
+"""One that was not clearly better leaves so many segments to zero shaping."""
 NEAR: Final = 0.2
 """Shapings whose weights differ by less (sum of absolute differences) count as the same."""
 HISTORY: Final = 4
@@ -96,7 +102,7 @@ class RewardLoop:
         return {
             "segments": 0, "evidence": Evidence.empty(self.settings.allowed).to_json(), "switch": str(Switch.OFF),
             "scale": 1.0, "strikes": 0, "avoid": [], "blocked": [], "best": None, "history": [],
-            "learned": None,
+            "learned": None, "proven": None, "resting": 0,
         }
 
     def propose(
@@ -107,7 +113,7 @@ class RewardLoop:
         change = {
             "shaping": shaping.to_json(), "recipe": task["recipe"], "model": base, "checkpoint": task["checkpoint"],
             "from_step": task["from_step"], "steps": task["steps"], "segment": task["segment"],
-            "lineage": task["lineage"],
+            "lineage": task["lineage"], "control": shaping.is_zero or not self._proven(state, shaping),
         }
         if brought := sources(self.settings.allowed):
             change["features"] = brought
@@ -115,7 +121,7 @@ class RewardLoop:
 
     def shaping(self, state: JsonObject, step: int, horizon: int) -> Shaping:
         """The shaping that the state calls for at one step; zero unless everything speaks for it."""
-        if state["switch"] != Switch.ON or frozen(state):
+        if state["switch"] != Switch.ON or frozen(state) or state["segments"] < state.get("resting", 0):
             return ZERO
         evidence = self._evidence(state)
         blocked = set(state["blocked"])
@@ -129,16 +135,27 @@ class RewardLoop:
             blocked.add(str(shaping.heaviest))
         return ZERO
 
+    def _proven(self, state: JsonObject, shaping: Shaping) -> bool:
+        """Whether one like it has lately been better than a control, and q can tell without one when it no longer is.
+        """
+        proven = state.get("proven")
+        return bool(
+            proven and self.settings.references and state["segments"] < proven["until"]
+            and _near(shaping.weights, proven["weights"])
+        )
+
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         state = bench.cycle.state
         learned = self._learned(candidate.change, state, bench)
         shaping = _carried_out(candidate.change, learned)
-        tried = {"zero": ZERO} if shaping.is_zero else {"zero": ZERO, "shaped": shaping}
+        tried = {"zero": ZERO} if shaping.is_zero or candidate.change.get("control", True) else {}
+        tried |= {} if shaping.is_zero else {"shaped": shaping}
         max_tokens = bench.left.tokens // len(tried)
-        specs = [self._spec(candidate.change, each, max_tokens, learned, bench) for each in tried.values()]
-        arms = {name: _arm(result) for name, result in zip(tried, bench.jobs(specs), strict=True)}
-        if "failed" in arms["zero"]:
-            raise JobFailed(arms["zero"]["failed"], Verdict(arms["zero"]["verdict"]))
+        specs = [self.spec(candidate.change, each, max_tokens, learned, bench) for each in tried.values()]
+        arms = {name: arm_of(result) for name, result in zip(tried, bench.jobs(specs), strict=True)}
+        first = next(iter(arms.values()))
+        if "failed" in first:
+            raise JobFailed(first["failed"], Verdict(first["verdict"]))
         best = state["best"] if state["best"] and state["best"]["lineage"] == candidate.change["lineage"] else None
         values = {
             "arms": arms, "best_q": best["q"] if best else None,
@@ -166,7 +183,8 @@ class RewardLoop:
             **{key: values.get(key) for key in ("success", "groups", "mixed_groups", "kl", "steps", "stopped")},
         }
         lesson = {
-            "checkpoint": kept["checkpoint"], "steps": values.get("steps", candidate.change["steps"]),
+            "model": kept["model"], "checkpoint": kept["checkpoint"], "sound": weighing.sound,
+            "steps": values.get("steps", candidate.change["steps"]),
             "cut": values.get("cut", 0), "evidence": values.get("evidence"), "q": q,
             "history": trial.values["history"], "learned": learned,
         }
@@ -193,7 +211,7 @@ class RewardLoop:
             "scale": state["scale"] / 2 if alarmed else state["scale"], "strikes": state["strikes"] + alarmed,
             "avoid": avoid, "blocked": sorted(blocked), "best": _best(state["best"], candidate, outcome),
             "history": [] if alarmed else lesson.get("history", state["history"]),
-            "learned": lesson.get("learned") or state.get("learned"),
+            "learned": lesson.get("learned") or state.get("learned"), **_standing(state, shaping, segments, outcome),
         }
 
     def _evidence(self, state: JsonObject) -> Evidence:
@@ -211,7 +229,7 @@ class RewardLoop:
             state["segments"], asked, {"model": change["model"], "seal": self.seal}, bench,
         )
 
-    def _spec(
+    def spec(
         self, change: JsonObject, shaping: Shaping, max_tokens: int, learned: JsonObject | None, bench: Bench
     ) -> JobSpec:
         """One arm. Both arms have the same seeds and tokens and differ in nothing but the shaping."""
@@ -252,7 +270,22 @@ def _carried_out(change: JsonObject, learned: JsonObject | None) -> Shaping:
     return without(shaping) if learned is None or learned["left_out"] else shaping
 
 
-def _arm(result: JobResult | JobFailed) -> JsonObject:
+def _standing(state: JsonObject, shaping: Shaping, segments: int, outcome: Outcome) -> JsonObject:
+    """Which shaping may go without a control, and until when there is none, after a segment under this one."""
+    seen = outcome.evidence
+    proven, resting = state.get("proven"), state.get("resting", 0)
+    if shaping.is_zero:
+        return {"proven": proven, "resting": resting}
+    if seen.get("alarms") or seen.get("guard") or seen.get("arm") is None:
+        return {"proven": None, "resting": resting}
+    if seen.get("over_zero") is None:                                   # it had no control
+        return {"proven": proven, "resting": resting}
+    if seen["arm"] == "shaped":
+        return {"proven": {"weights": dict(shaping.weights), "until": segments + PROVEN_SEGMENTS}, "resting": resting}
+    return {"proven": None, "resting": segments + RESTING_SEGMENTS}
+
+
+def arm_of(result: JobResult | JobFailed) -> JsonObject:
     if isinstance(result, JobFailed):
         return {"failed": str(result), "verdict": str(result.verdict)}
     if not result.outputs:                                              # no step fitted into its tokens

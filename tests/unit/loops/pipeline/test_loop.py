@@ -85,26 +85,27 @@ def test_reinforcement_goes_in_segments_from_the_last_accepted_one(world):
     assert all("checkpoint" in spec.inputs for spec in segments[1:])
 
 
-def test_a_rejected_segment_is_spent_and_training_goes_on_from_the_accepted_checkpoint(tmp_path):
+@pytest.mark.parametrize("loss, begins", [(0.05, [0, 6, 12, 18, 24, 30]), (0.9, [0, 6, 6, 12, 18, 24])])
+def test_training_goes_on_from_a_rejected_segment_unless_its_model_collapsed(tmp_path, loss, begins):
     calls = []
 
     def learns(spec, skill, steps):
         if spec.digest not in calls:
             calls.append(spec.digest)
-        return skill - 0.05 if len(calls) == 2 else skill + 0.02
+        return skill * (1 - loss) if len(calls) == 2 else skill + 0.02
 
     world = World(tmp_path, learns=learns)
     outcome = world.cycle(pipeline(world, stages=(Stage.GRPO,), rungs=1), 0)
     segments = [spec for spec in world.runner.ran if spec.kind == "segment"]
     assert outcome.evidence["training"]["segments"][:3] == ["PROMOTED", "REJECTED", "PROMOTED"]
-    assert segments[1].inputs["model"] == segments[2].inputs["model"]
-    assert [spec.params["from_step"] for spec in segments] == [0, 6, 6, 12, 18, 24]
+    assert [spec.params["from_step"] for spec in segments] == begins
+    assert (segments[1].inputs["model"] == segments[2].inputs["model"]) == (begins[1] == begins[2])
     assert outcome.evidence["reached"] == 36
     world.close()
 
 
-def test_nothing_accepted_means_nothing_to_compare(tmp_path):
-    world = World(tmp_path, learns=lambda spec, skill, steps: skill - 0.01)
+def test_where_every_segment_collapses_there_is_nothing_to_compare(tmp_path):
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill / 3)
     outcome = world.cycle(pipeline(world, stages=(Stage.GRPO,), rungs=1), 0)
     assert outcome.verdict is Verdict.REJECTED
     assert "compare" not in kinds(world)
