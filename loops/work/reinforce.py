@@ -16,7 +16,7 @@ left undone for that. Where not even one fits, there are no outputs and "steps" 
 R = r0 + B sum a_k c_k (phi_k - 1/2), divided by .3 and not by a deviation. The target is never shown: prompts are
 fresh search items, references only tell features apart and measure q. A pure function of the spec and its inputs.
 Killed anywhere and run again in the same folder, it goes on from its last verified checkpoint and ends with the same
-bits.
+bits: every optimiser step samples a batch of its own, so that no step needs answers from before a checkpoint.
 """
 
 from __future__ import annotations
