@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, variance
 from typing import Final
 
-from loops.reward.monitor import Alarm, collapsed, inspect
+from loops.reward.monitor import Alarm, collapsed, inspect, inspect_verdicts
 from state.records import JsonObject
 
 TRACE_POINTS: Final = 48
@@ -96,7 +96,8 @@ def expected_success(values: JsonObject, when: str = "q_after") -> float | None:
 class Weighing:
     """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang.
 
-    `accepted`: it clearly gained; `sound`: training may go on from where it ended.
+    `accepted`: it clearly gained; `believed`: the verdicts that it was trained on may be, and so what was learned from
+    them; `sound`: training may go on from where it ended.
     """
 
     arm: str
@@ -105,6 +106,7 @@ class Weighing:
     alarms: tuple[Alarm, ...]
     guard: str | None
     accepted: bool
+    believed: bool
     sound: bool
 
 
@@ -113,12 +115,16 @@ def weigh(
 ) -> Weighing:
     """Choose between the arms that finished: "zero", "shaped" or both. `history` ends with the shaped segment.
 
-    A shaped arm that rang an alarm or let q collapse is out; its control, where it has one, may still be kept.
+    A shaped arm that rang an alarm or let q collapse is out; its control, where it has one, may still be kept. Where the
+    verdicts themselves are not to be trusted, neither arm is.
     """
     control, shaped = arms.get("zero"), arms.get("shaped")
+    unbelieved = tuple(inspect_verdicts(control["values"])) if control else ()
     if shaped is None or "failed" in shaped:
-        return _kept("zero", arms["zero"], best_q, None, (), None)
-    alarms, guard = tuple(inspect(shaped["values"], history)), _guarded(shaped, best_q)
+        return _kept("zero", arms["zero"], best_q, None, unbelieved, None)
+    alarms = tuple(inspect(shaped["values"], history))
+    alarms += tuple(alarm for alarm in unbelieved if alarm.name not in {known.name for known in alarms})
+    guard = _guarded(shaped, best_q)
     if control is None:
         return _kept("shaped", shaped, best_q, None, alarms, guard)
     over_zero = advantage(shaped["values"], control["values"])
@@ -131,8 +137,9 @@ def _kept(
     guard: str | None,
 ) -> Weighing:
     gain = improvement(arm["values"])
-    sound = _guarded(arm, best_q) is None and not (alarms and name == "shaped")
-    return Weighing(name, gain, over_zero, alarms, guard, gain.clear and sound, sound)
+    believed = not inspect_verdicts(arm["values"])
+    sound = believed and _guarded(arm, best_q) is None and not (alarms and name == "shaped")
+    return Weighing(name, gain, over_zero, alarms, guard, gain.clear and sound, believed, sound)
 
 
 def _guarded(arm: JsonObject, best_q: float | None) -> str | None:

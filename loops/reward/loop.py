@@ -185,8 +185,8 @@ class RewardLoop:
         lesson = {
             "model": kept["model"], "checkpoint": kept["checkpoint"], "sound": weighing.sound,
             "steps": values.get("steps", candidate.change["steps"]),
-            "cut": values.get("cut", 0), "evidence": values.get("evidence"), "q": q,
-            "history": trial.values["history"], "learned": learned,
+            "cut": values.get("cut", 0), "evidence": values.get("evidence") if weighing.believed else None,
+            "q": q, "history": trial.values["history"], "learned": learned,
         }
         verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
         result = kept["model"] if weighing.accepted else None
@@ -256,7 +256,7 @@ class RewardLoop:
 
 def frozen(state: JsonObject) -> bool:
     """Three alarms: no shaping until the operator re-arms the loop. Segments without one go on."""
-    return bool(state["strikes"] >= STRIKES)
+    return bool(state.get("strikes", 0) >= STRIKES)
 
 
 def rearm(state: JsonObject) -> JsonObject:
