@@ -40,15 +40,16 @@ class Panel:
 
     top: float
     count: int
+    step: float
     least: float
     most: float
 
     @classmethod
     def over(cls, top: float, count: int, values: Iterable[float]) -> Panel:
-        """One on which all of `values` find room, and 0."""
-        known = [0.0, *values]
-        least, most = min(known), max(known)
-        return cls(top, max(1, count), least, max(most + 0.05 * (most - least), least + LEAST_SPAN))
+        """One on which all of `values` find room, and 0, between round numbers."""
+        known = [0.0, LEAST_SPAN, *values]
+        step = _round_step((max(known) - min(known)) / 4)
+        return cls(top, max(1, count), step, step * math.floor(min(known) / step), step * math.ceil(max(known) / step))
 
     def x(self, place: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (place + 0.5) / self.count
@@ -58,10 +59,10 @@ class Panel:
 
     def frame(self, title: str, below: str, labels: Callable[[int], str]) -> Iterator[str]:
         yield _text(LEFT, self.top - 10, title, weight="600")
-        for part in range(5):
-            value = self.least + (self.most - self.least) * part / 4
-            yield _line(LEFT, self.y(value), WIDTH - RIGHT, self.y(value), "#bbbbbb" if part == 0 else "#e8e8e8")
-            yield _text(LEFT - 6, self.y(value) + 4, f"{value:.3g}", anchor="end")
+        for part in range(round((self.most - self.least) / self.step) + 1):
+            value = round((self.least + self.step * part) / self.step) * self.step
+            yield _line(LEFT, self.y(value), WIDTH - RIGHT, self.y(value), "#e8e8e8" if part else "#bbbbbb")
+            yield _text(LEFT - 6, self.y(value) + 4, f"{value + 0.0:.3g}", anchor="end")
         for place in range(0, self.count, max(1, math.ceil(self.count / 16))):
             yield _text(self.x(place), self.top + PANEL + 16, labels(place), anchor="middle")
         yield _text((LEFT + WIDTH - RIGHT) / 2, self.top + PANEL + 32, below, anchor="middle")
@@ -92,7 +93,8 @@ def drawn(rows: Sequence[Row], chosen: Row) -> str:
     parts = [
         _text(LEFT, 22, f"lineage {_lineage(chosen)}: {len(rows)} segment{'s' if len(rows) != 1 else ''}, rows "
                         f"{rows[0].id} to {rows[-1].id}", size=15, weight="600"),
-        *_success(rows, TOP), *_weights(rows, TOP + PANEL + GAP), *_inside(chosen, TOP + 2 * (PANEL + GAP)),
+        *_beneath(rows, chosen), *_success(rows, TOP), *_weights(rows, TOP + PANEL + GAP),
+        *_inside(chosen, TOP + 2 * (PANEL + GAP)),
     ]
     height = TOP + 3 * PANEL + 2 * GAP + 46
     return (
@@ -100,6 +102,15 @@ def drawn(rows: Sequence[Row], chosen: Row) -> str:
         f'font-family="system-ui, sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="#ffffff"/>\n'
         + "\n".join(parts) + "\n</svg>\n"
     )
+
+
+def _beneath(rows: Sequence[Row], chosen: Row) -> Iterator[str]:
+    """A strip behind the segment that is shown from inside, where there are others."""
+    for place, row in enumerate(rows):
+        if row.id == chosen.id and len(rows) > 1:
+            panel = Panel.over(TOP, len(rows), [])
+            x, width = panel.x(place - 0.5), panel.x(1) - panel.x(0)
+            yield f'<path d="M{x:.1f} {TOP}h{width:.1f}v{2 * PANEL + GAP}h-{width:.1f}z" fill="#f1f1f1"/>'
 
 
 def _success(rows: Sequence[Row], top: float) -> Iterator[str]:
@@ -193,6 +204,12 @@ def _paid(row: Row) -> dict[str, float]:
 
 def _lineage(row: Row) -> str:
     return str(_table(row.change).get("lineage", "?"))
+
+
+def _round_step(span: float) -> float:
+    """1, 2 or 5 times a power of ten, the smallest that is no less than `span`."""
+    power = 10.0 ** math.floor(math.log10(span))
+    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= span * (1 - 1e-9))
 
 
 def _known(lines: Sequence[Line]) -> Iterator[float]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from daemon.checkup import _features
 from daemon.settings import load_settings
 from daemon.starting_point import CONFIG_TOML
+from loops.reward.loop import RewardSettings
+from safety.bounds import Bounds
+from safety.families import RewardBounds
 from safety.operators import Operator
 from state.errors import UserError
 
@@ -37,3 +42,12 @@ def test_what_cannot_be_merged_is_one_line_that_names_the_key(
     with pytest.raises(UserError, match=said) as error:
         load_settings(config(tmp_path, operators, parents))
     assert "\n" not in str(error.value)
+
+
+def test_the_check_says_where_the_bounds_do_not_allow_the_learned_feature() -> None:
+    asked = SimpleNamespace(reward=RewardSettings(learned=True))
+    said = "learned: reward.features in bounds.toml does not allow it"
+    assert [found[1:] for found in _features(asked, Bounds())] == [(False, said)]
+    allowing = Bounds(reward=RewardBounds(features=("places", "learned")))
+    assert list(_features(asked, allowing)) == []
+    assert list(_features(SimpleNamespace(reward=RewardSettings()), Bounds())) == []

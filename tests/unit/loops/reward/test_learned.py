@@ -14,7 +14,10 @@ from loops.reward.features import LEARNED
 from loops.reward.learned import LEAST_ACCURACY, LEAST_CHECKED, bounded, clears
 from loops.reward.loop import RewardLoop, RewardSettings
 from loops.reward.shaping import Evidence
+from safety.bounds import Bounds
+from safety.families import RewardBounds
 from state.jobs import JobFailed
+from state.records import Verdict
 
 FEATURES = ("places", "varied")
 
@@ -22,6 +25,7 @@ FEATURES = ("places", "varied")
 @pytest.fixture
 def world(tmp_path):
     world = World(tmp_path, skill=0.001)
+    world.house = replace(world.house, bounds=lambda: Bounds(reward=RewardBounds(features=(*FEATURES, LEARNED))))
     yield world
     world.close()
 
@@ -155,6 +159,14 @@ def test_pairs_and_training_stay_within_the_budget_of_tokens(world):
     pairs, trained = world.runner.ran[:2]
     assert (pairs.params["max_tokens"], trained.params["max_tokens"]) == (1000, 975)
     assert outcome.cost.tokens <= 4000
+
+
+def test_bounds_that_do_not_name_it_refuse_a_segment_that_would_pay_for_it(world):
+    world.house = replace(world.house, bounds=Bounds)
+    outcome = world.cycle(reward(told(segments=1)), 0)
+    assert outcome.verdict is Verdict.REFUSED
+    assert "reward.features" in outcome.reason
+    assert world.runner.ran == []
 
 
 def test_a_shaping_never_rests_on_it_alone():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from coaching import desk, hashes
 from judging import reward_spec, write_pairs
-from tiny import tiny_model
+from tiny import save, tiny_model, tiny_tokenizer
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, Lfm2Config, Lfm2ForCausalLM
 
 from loops.work.reward_model import HEAD, load_judge, read_pairs, reward_check, reward_model
 from loops.work.watch import Diverged
@@ -150,3 +151,21 @@ def test_out_of_memory_halves_the_batch_and_learns_the_same(
     values = reward_model(reward_spec(), at(classroom, tmp_path)).values
     assert values["learned"] == {"micro_batch": 4}
     assert values["curve"] == pytest.approx(made.values["curve"], abs=1e-3)
+
+
+def test_a_model_of_a_kind_without_a_class_for_classification_can_carry_a_head(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(bilingual.VOCABULARY[3:])
+    config = Lfm2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"], pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )
+    assert Lfm2Config not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    torch.manual_seed(1)
+    folder = save(Lfm2ForCausalLM(config), tokenizer, tmp_path / "model")
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    made = reward_model(reward_spec(), Desk(tmp_path / "made", {"model": folder, "pairs": pairs}))
+    assert made.values["accuracy"] >= 0.9
+    judge = load_judge(made.outputs["model"], "cpu")
+    alone = judge.rewards([("a", "b")])
+    assert judge.rewards([("a", "b"), ("a", "b b b b")])[:1] == pytest.approx(alone, abs=1e-5)
