@@ -14,10 +14,10 @@ from studies.sorting import Sorting, world_of
 from studies.words import filled, points, seeds_in_words, table, verdict
 
 SEEDS: Final = 5
-ITEMS: Final = 18_432                   # completions that each arm may sample
-SPARSE, LEVELS = 0.003, (0.01, 0.03, 0.1, 0.5)
+ITEMS: Final = 15_360                   # completions that each arm may sample
+SPARSE, LEVELS = 0.001, (0.003, 0.01, 0.03, 0.1, 0.5)
 SHORT: Final = 2                        # the levels above have 1/2 of the completions
-MARK: Final = 0.05                      # samples are counted until so many are right
+MARK: Final = 0.02                      # samples are counted until so many are right
 
 ALIKE = {name: 1.0 / len(RewardSettings().features) for name in RewardSettings().features}
 LEARNED, ZERO = Arm("learned", None), Arm("zero", {})
@@ -129,6 +129,6 @@ def _levels(dense: Mapping[float, Traces], items: int) -> str:
             sum(after(traces[arm], items) for traces in found.values()) / len(found) for arm in (LEARNED, ZERO)
         ]
         rows.append([
-            f"{100 * level:.0f} %", *(f"{100 * mean:.1f}" for mean in means), points(_gap(found, LEARNED, ZERO, items)),
+            f"{100 * level:g} %", *(f"{100 * mean:.1f}" for mean in means), points(_gap(found, LEARNED, ZERO, items)),
         ])
     return table(["right at the start", "learned", "zero", "difference"], rows)
