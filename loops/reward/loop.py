@@ -167,8 +167,8 @@ class RewardLoop:
         }
         lesson = {
             "checkpoint": kept["checkpoint"], "steps": values.get("steps", candidate.change["steps"]),
-            "cut": values.get("cut", 0), "evidence": values.get("evidence"), "q": q,
-            "history": trial.values["history"], "learned": learned,
+            "cut": values.get("cut", 0), "evidence": values.get("evidence") if weighing.sound else None, "q": q,
+            "history": trial.values["history"], "learned": learned if weighing.sound else None,
         }
         verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
         result = kept["model"] if weighing.accepted else None
@@ -176,7 +176,9 @@ class RewardLoop:
 
     def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
         seen, lesson = outcome.evidence, outcome.lesson
-        shaping = _carried_out(candidate.change, seen.get("learned"))
+        shaping = Shaping.from_json(candidate.change["shaping"])
+        if "learned" in seen:
+            shaping = _carried_out(candidate.change, seen["learned"])
         segments = state["segments"] + 1
         alarmed = bool(seen.get("alarms"))
         shunned = not shaping.is_zero and (
@@ -238,7 +240,7 @@ class RewardLoop:
 
 def frozen(state: JsonObject) -> bool:
     """Three alarms: no shaping until the operator re-arms the loop. Segments without one go on."""
-    return bool(state["strikes"] >= STRIKES)
+    return bool(state.get("strikes", 0) >= STRIKES)
 
 
 def rearm(state: JsonObject) -> JsonObject:
