@@ -186,7 +186,7 @@ class RewardLoop:
             "model": kept["model"], "checkpoint": kept["checkpoint"], "sound": weighing.sound,
             "steps": values.get("steps", candidate.change["steps"]),
             "cut": values.get("cut", 0), "evidence": values.get("evidence") if weighing.believed else None,
-            "q": q, "history": trial.values["history"], "learned": learned,
+            "q": q, "history": trial.values["history"], "learned": learned if weighing.believed else None,
         }
         verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
         result = kept["model"] if weighing.accepted else None
@@ -194,7 +194,9 @@ class RewardLoop:
 
     def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
         seen, lesson = outcome.evidence, outcome.lesson
-        shaping = _carried_out(candidate.change, seen.get("learned"))
+        shaping = Shaping.from_json(candidate.change["shaping"])
+        if "learned" in seen:
+            shaping = _carried_out(candidate.change, seen["learned"])
         segments = state["segments"] + 1
         alarmed = bool(seen.get("alarms"))
         shunned = not shaping.is_zero and (

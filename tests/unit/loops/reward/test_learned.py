@@ -167,6 +167,22 @@ def test_bounds_that_do_not_name_it_refuse_a_segment_that_would_pay_for_it(world
     assert outcome.verdict is Verdict.REFUSED
     assert "reward.features" in outcome.reason
     assert world.runner.ran == []
+    assert world.state(reward())["avoid"][0]["weights"] == outcome_shaping(world)
+
+
+def outcome_shaping(world):
+    """What the one cycle of a world proposed to pay for."""
+    (row,) = (row for row in world.ledger.rows() if row.event == "closed")
+    return row.change["shaping"]["weights"]
+
+
+def test_what_was_learned_from_verdicts_that_are_not_believed_is_dropped(world):
+    world.runner.adjust = lambda spec, values: (
+        {**values, "canaries": ["item 1: white space counts as right"]} if spec.kind == "segment" else values
+    )
+    loop = reward({**reward().start(), "switch": "on"})
+    assert world.cycle(loop, 0).evidence["learned"]["trained"]
+    assert world.state(loop)["learned"] is None
 
 
 def test_a_shaping_never_rests_on_it_alone():
