@@ -198,7 +198,7 @@ def _recipe(bounds: Bounds, recipe: Any) -> Findings:
     )
     yield _between("pipeline.max_steps", recipe.get("steps"), 1, limits.max_steps)
     batch: Any = recipe.get("batch")
-    group: Any = recipe.get("group", 1) if recipe.get("stage") == "grpo" else 1
+    group: Any = {"dpo": 2, "grpo": recipe.get("group", 1)}.get(str(recipe.get("stage")), 1)
     rows = batch * group if _is_number(batch) and _is_number(group) else None
     yield _between("pipeline.max_batch", rows, 1, limits.max_batch)
     adapter = recipe.get("adapter", {"kind": "none"})

@@ -78,10 +78,10 @@ def _of_recipe(recipe: Any) -> JsonObject:
         return {}
     found: JsonObject = {"pipeline.stages": [recipe.get("stage")]}
     for key, name in (("learning_rate", "learning_rate"), ("steps", "steps"), ("batch", "batch")):
-        value, group = recipe.get(key), recipe.get("group", 1)
+        value, group = recipe.get(key), {"dpo": 2, "grpo": recipe.get("group", 1)}.get(str(recipe.get("stage")), 1)
         if not isinstance(value, (int, float)):
             continue
-        if name == "batch" and recipe.get("stage") == "grpo" and isinstance(group, (int, float)):
+        if name == "batch" and isinstance(group, (int, float)):
             value *= group
         found[f"pipeline.max_{name}"] = value
         if name == "learning_rate":
