@@ -39,6 +39,7 @@ JOBS: Final[Mapping[str, str]] = {
     "train": "loops.work.train:train",
     "prefer": "loops.work.prefer:prefer",
     "segment": "loops.work.reinforce:segment",
+    "pairs": "loops.work.pairs:pairs",
     "score": "safety.yardstick.jobs:score",
     "compare": "safety.yardstick.jobs:compare",
     "report": "safety.yardstick.jobs:score",
