@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from state.records import Budget, Channel, Cost, Entry, Event, JsonObject, Outco
 from state.registry import Registry
 
 PROBE = 64
+ALLOWED = replace(Bounds(), pipeline=replace(Bounds().pipeline, stages=("sft", "dpo", "grpo")))
 BUDGET = Budget(1e6, 10**9, 1000)
 
 Learns = Callable[[JobSpec, float, int], float]
@@ -33,7 +35,7 @@ Learns = Callable[[JobSpec, float, int], float]
 
 def steady(spec: JobSpec, skill: float, steps: int) -> float:
     """Supervised training helps by its learning rate; a segment helps a little, more under a shaping."""
-    if spec.kind == "train":
+    if spec.kind in ("train", "prefer"):
         return min(0.95, skill + steps * spec.params["recipe"]["learning_rate"])
     shaped = spec.params["shaping"]["strength"] > 0 and bool(spec.params["shaping"]["weights"])
     return min(0.95, skill + steps * (0.004 if shaped else 0.002))
@@ -82,6 +84,8 @@ class SyntheticRunner:
                   "stopped": "no tokens" if steps < asked else None, "sources": sources, "learned": {}}
         return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
 
+    prefer = train
+
     def segment(self, spec: JobSpec) -> JobResult:
         asked, recipe = spec.params["steps"], spec.params["recipe"]
         completions, lengths = recipe["batch"] * recipe["group"], random.Random(spec.digest)
@@ -102,6 +106,19 @@ class SyntheticRunner:
             "cut": asked - steps, "stopped": "no tokens" if steps < asked else None, "tokens": tokens,
         }
         return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
+
+    def pairs(self, spec: JobSpec) -> JobResult:
+        """As many pairs as prompts where the model is neither always right nor always wrong."""
+        asked, step = spec.params["prompts"], 10 * spec.params["samples"]
+        prompts = min(asked, spec.params["max_tokens"] // step)
+        skill = self.skill(spec.inputs["model"])
+        found = prompts if 0.05 < skill < 0.95 else 0
+        values = {
+            "prompts": prompts, "mixed": found, "pairs": found, "from_references": 0, "success": skill,
+            "tokens": prompts * step, "stopped": "no tokens" if prompts < asked else None,
+        }
+        outputs = {"pairs": self.keep("data", f"pairs-{spec.digest[:16]}", {"made_by": spec.digest})} if found else {}
+        return JobResult(values, outputs, Cost(1.0, tokens=prompts * step))
 
     def compare(self, spec: JobSpec) -> JobResult:
         draw = random.Random(spec.params["seed"])
@@ -166,7 +183,7 @@ class World:
         self.runner = SyntheticRunner(self.registry, JobBook(self.database), learns)
         self.start = self.runner.keep("model", "skill-start", {"skill": skill})
         self.ledger.append(Entry(Event.GENESIS, "a start"), move=(Channel.WORKING, self.start))
-        self.house = House(self.ledger, self.runner, Bounds, "code", 7)
+        self.house = House(self.ledger, self.runner, lambda: ALLOWED, "code", 7)
 
     def cycle(self, loop: Loop, ordinal: int, incumbent: str | None = None, budget: Budget = BUDGET) -> Outcome:
         """One root cycle on the first model, against `incumbent`, which is made working."""

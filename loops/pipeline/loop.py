@@ -17,7 +17,7 @@ from loops.pipeline import limits, mixture
 from loops.pipeline.recipe import DPO, GRPO, OWN, SFT, Recipe, Stage
 from loops.pipeline.space import RANGES, Ranges, Space
 from loops.pipeline.tuner import Configuration, Knowledge, Ladder, fresh, paused, survivor, trimmed
-from state.jobs import JobFailed
+from state.jobs import JobFailed, JobResult
 from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict, seed_from
 
 STUDIES_KEPT: Final = 2
@@ -122,15 +122,16 @@ class PipelineLoop:
         if chosen is None:
             knowledge = Knowledge(state["payoffs"], {k: [e["genes"] for e in v] for k, v in state["best"].items()},
                                   state["limits"])
-            own = {OWN} if self.settings.pair_prompts else set()
-            names = sorted({*self.sources, *self.preferences} | own)
+            names = sorted({*self.sources, *self._preferred})
             chosen = fresh(configurations, self._space(state, base), names, knowledge, seed)
         model = chosen.model or base
         change = {
             "recipe": chosen.recipe.to_json(), "genes": dict(chosen.genes), "config": chosen.id, "study": base,
             "rung": len(chosen.values), "from_step": chosen.step, "to_step": ladder.end(chosen),
-            "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model, "pairs": chosen.pairs,
+            "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model,
         }
+        if chosen.pairs is not None:
+            change["pairs"] = chosen.pairs
         return Candidate(self.name, change, model, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
@@ -198,6 +199,11 @@ class PipelineLoop:
             "best": best, "limits": limits.added(state["limits"], limit),
         }
 
+    @property
+    def _preferred(self) -> frozenset[str]:
+        """The sources of preferences, the model's own pairs among them."""
+        return frozenset([*self.preferences, *([OWN] if self.settings.pair_prompts else [])])
+
     def _space(self, state: JsonObject, base: str) -> Space:
         """The space of recipes. The stage that comes after the one that made the base goes first; one that is hopeless
         on the base is left out, unless there is no other.
@@ -208,8 +214,7 @@ class PipelineLoop:
         hopeless = {c.recipe.stage for c in _configurations(_study(state, base)) if c.hopeless}
         order = [*stages[after:], *stages[:after]]
         chosen = [stage for stage in order if stage not in hopeless] or order
-        own = {OWN} if self.settings.pair_prompts else set()
-        return replace(self.settings.space, stages=tuple(chosen), preferences=frozenset({*self.preferences} | own))
+        return replace(self.settings.space, stages=tuple(chosen), preferences=self._preferred)
 
     def _train(self, change: JsonObject, bench: Bench) -> JsonObject:
         """A supervised rung: one job."""
@@ -220,27 +225,35 @@ class PipelineLoop:
         own answers are the configuration's, and its first rung pays for them. Where there are too few and the operator
         gave none, the stage is hopeless on this base.
         """
-        pairs, told, sources = change["pairs"], {}, dict(self.preferences)
+        pairs, told, sources = change.get("pairs"), {}, dict(self.preferences)
         if self.settings.pair_prompts and pairs is None:
-            params = {
-                "tasks": list(self.targets), "prompts": self.settings.pair_prompts,
-                "samples": self.settings.pair_samples,
-            }
-            seed = seed_from("pairs", change["study"], change["config"])
-            made = bench.job("pairs", {"model": change["study"], "seal": self.seal}, params, seed)
-            told = {key: value for key, value in made.values.items() if isinstance(value, int | float)}
-            pairs = made.outputs["pairs"] if made.values["pairs"] >= FEWEST_PAIRS else ""
+            made = self._pairs(change, bench)
+            told = {"pairs": made.values}
+            enough = made.values["pairs"] >= FEWEST_PAIRS
+            if made.values["stopped"] and not enough:
+                raise JobFailed(f"too few pairs were made: {made.values['stopped']}", Verdict.TIMED_OUT)
+            pairs = made.outputs["pairs"] if enough else ""
         if pairs:
             sources[OWN] = pairs
         if not sources:
-            count = f"{told['pairs']} pairs of a right and a wrong answer" if told else "no preferences"
+            count = f"{told['pairs']['pairs']} of the {FEWEST_PAIRS} pairs it needs" if told else "no preferences"
             return {
                 "model": change["model"], "checkpoint": change["checkpoint"], "reached": change["from_step"],
-                "trained": change["trained"], "sources": {}, "training": {"pairs": told},
+                "trained": change["trained"], "sources": {}, "training": told,
                 "hopeless": f"there are {count} to learn from",
             }
         values = self._course("prefer", {"reference": change["study"]}, sources, change, bench)
-        return {**values, "pairs": pairs, "training": {**values["training"], **({"pairs": told} if told else {})}}
+        return {**values, "pairs": pairs, "training": {**values["training"], **told}}
+
+    def _pairs(self, change: JsonObject, bench: Bench) -> JobResult:
+        """Pairs of a right and a wrong answer of the study's base to a fresh search item, for at most half the tokens.
+        """
+        params = {
+            "tasks": list(self.targets), "prompts": self.settings.pair_prompts, "samples": self.settings.pair_samples,
+            "temperature": change["recipe"]["temperature"], "max_tokens": bench.left.tokens // 2,
+        }
+        seed = seed_from("pairs", change["study"], change["config"])
+        return bench.job("pairs", {"model": change["study"], "seal": self.seal}, params, seed)
 
     def _course(
         self, kind: str, more: Mapping[str, str], sources: Mapping[str, str], change: JsonObject, bench: Bench

@@ -131,6 +131,8 @@ class Recipe:
     def to_json(self) -> JsonObject:
         body = asdict(self)
         body |= {"stage": str(self.stage), "schedule": str(self.schedule), "loss": str(self.loss)}
+        if self.stage is not Stage.DPO:
+            del body["loss"]                    # no other stage has one: a recipe from before there was reads the same
         body["adapter"]["kind"] = str(self.adapter.kind)
         body["mixture"] = dict(self.mixture)
         return body

@@ -87,11 +87,13 @@ class ByPreference:
         return -logsigmoid(recipe.beta * (chosen - rejected)).mean()
 
     def trainer(self, recipe: Recipe, arguments: JsonObject, common: Mapping[str, Any]) -> Preferring:
-        trainer = Preferring(args=DPOConfig(
-            **arguments, beta=recipe.beta, loss_type=[str(recipe.loss)], precompute_ref_log_probs=True,
-        ), **common)
         model = common["model"]
-        if isinstance(model, PeftModel) and COPY in model.peft_config:
+        adapted = isinstance(model, PeftModel)
+        trainer = Preferring(args=DPOConfig(
+            **arguments, beta=recipe.beta, loss_type=[str(recipe.loss)], precompute_ref_log_probs=not adapted,
+        ), **common)
+        trainer.precompute_ref_logps = True      # said beforehand it would have all frozen weights hashed for nothing
+        if adapted and COPY in model.peft_config:
             model.delete_adapter(COPY)
         return trainer
 
