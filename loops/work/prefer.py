@@ -124,5 +124,5 @@ def _answers_log_p(model: Any, batch: Batch) -> Tensor:
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=asked, use_cache=False
     ).logits
     chosen, wanted = batch["input_ids"][:, 1:][:, asked], batch["completion_mask"][:, 1:][:, asked]
-    log_p = logits.float().log_softmax(dim=-1).gather(2, chosen[:, :, None]).squeeze(2)
+    log_p: Tensor = logits.float().log_softmax(dim=-1).gather(2, chosen[:, :, None]).squeeze(2)
     return (log_p * wanted).sum(dim=1)

@@ -178,9 +178,9 @@ def _row(body: Mapping[str, Any], where: str) -> Row | Preference:
 
 def _preference(body: Mapping[str, Any], where: str) -> Preference:
     """A prompt that is a text or a conversation, and two answers, each a text or a list of one message."""
-    prompt, talk = body.get("prompt"), isinstance(body.get("prompt"), list)
-    asked = _turns(prompt, f"{where}: prompt") if talk else _text(body, "prompt", where)
-    if not asked and talk:
+    prompt = body["prompt"]
+    asked = _turns(prompt, f"{where}: prompt") if isinstance(prompt, list) else _text(body, "prompt", where)
+    if asked == ():
         raise RowError(f"{where}: prompt must not be an empty list")
     chosen, rejected = (_said(body, key, where) for key in PAIR)
     if chosen == rejected:
