@@ -18,7 +18,9 @@ start = "models/expert-a"                 # what `stable` is at first
 base = "models/base"                      # what the parents were fine-tuned from; merges add differences to it
 parents = ["models/expert-a", "models/expert-b"]       # a folder with a LoRA adapter over the base will do, too
 
-[data]                  # training rows: prompt and answer, or messages, or text; as JSON lines, CSV, Parquet or text
+# Training rows: prompt and answer, or messages, or text; or for dpo prompt, chosen and rejected. As JSON lines, CSV,
+# Parquet or text.
+[data]
 a = "data/a.jsonl"
 
 # A target is what shall get better; a guard is what must not get worse.
@@ -67,7 +69,10 @@ guard_margin = 0.03                       # loss on a guard that is borne there
 #                                         # nor a pair of which the second solves nothing that the first does not
 
 [pipeline]
-stages = ["sft", "grpo"]
+stages = ["sft", "grpo"]                  # in the order in which each goes on from what the one before it gained; "dpo"
+#                                         # too, between them, once pipeline.stages of bounds.toml allows it
+# pair_prompts = 128                      # dpo: search items that a model answers to make pairs of its own; 0: none
+# pair_samples = 8                        # and how often each
 
 [reward]
 learned = false                           # true: a reward model, trained on right against wrong answers of the model's

@@ -206,8 +206,9 @@ def loops_of(settings: Settings, beginnings: Beginnings, depth: Callable[[str], 
     """The nest: architecture is given pipeline, which is given reward. `depth` tells how many layers a model has."""
     tasks: list[dict[str, Any]] = [task.to_json() for task in beginnings.targets]
     guards = [task.to_json() for task in beginnings.tasks if task.role == "guard"]
-    reward = RewardLoop(settings.reward, tasks, beginnings.seal, beginnings.data)
-    pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, beginnings.data, reward)
+    data, preferences = beginnings.data_of(preferences=False), beginnings.data_of(preferences=True)
+    reward = RewardLoop(settings.reward, tasks, beginnings.seal, data)
+    pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, data, reward, preferences)
     return ArchitectureLoop(
         settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards, depth,
         frozenset(beginnings.adapters),

@@ -37,6 +37,7 @@ JOBS: Final[Mapping[str, str]] = {
     "screen": "loops.work.screen:screen",
     "random_search": "loops.work.control:random_search",
     "train": "loops.work.train:train",
+    "prefer": "loops.work.prefer:prefer",
     "segment": "loops.work.reinforce:segment",
     "pairs": "loops.work.pairs:pairs",
     "reward_model": "loops.work.reward_model:reward_model",

@@ -33,7 +33,8 @@ class Configuration:
 
     `step` is how much of its budget is spent; `trained` the step at which its `model` and `checkpoint` stand, less
     where a segment was rejected; `values` the objective at the end of each rung it finished; `failed` the reason why
-    it will not go on; `timeouts` how often in a row a budget ended it.
+    it will not go on; `timeouts` how often in a row a budget ended it; `pairs` the artefact of the pairs that its base
+    made for it ("" where those were too few); `hopeless` that it failed as every recipe of its stage would.
     """
 
     id: str
@@ -46,13 +47,15 @@ class Configuration:
     values: tuple[float, ...] = ()
     failed: str | None = None
     timeouts: int = 0
+    pairs: str | None = None
+    hopeless: bool = False
 
     def to_json(self) -> JsonObject:
         return {
             "id": self.id, "recipe": self.recipe.to_json(), "genes": dict(self.genes), "step": self.step,
             "trained": self.trained, "model": self.model,
             "checkpoint": self.checkpoint, "values": list(self.values), "failed": self.failed,
-            "timeouts": self.timeouts,
+            "timeouts": self.timeouts, "pairs": self.pairs, "hopeless": self.hopeless,
         }
 
     @classmethod

@@ -115,8 +115,8 @@ def weigh(
 ) -> Weighing:
     """Choose between the arms that finished: "zero", "shaped" or both. `history` ends with the shaped segment.
 
-    A shaped arm that rang an alarm or let q collapse is out; its control, where it has one, may still be kept. Where the
-    verdicts themselves are not to be trusted, neither arm is.
+    A shaped arm that rang an alarm or let q collapse is out; its control, where it has one, may still be kept. Where
+    the verdicts themselves are not to be trusted, neither arm is.
     """
     control, shaped = arms.get("zero"), arms.get("shaped")
     unbelieved = tuple(inspect_verdicts(control["values"])) if control else ()

@@ -38,10 +38,10 @@ from trl import RewardConfig, RewardTrainer
 
 from loops.pipeline.recipe import Adapter, AdapterKind, Recipe, Schedule, Stage
 from loops.work import checkpoint
+from loops.work.course import thinned
 from loops.work.learner import Learner, load_learner, schedule
 from loops.work.rows import Rows, mixed
 from loops.work.stops import out_of_tokens
-from loops.work.train import thinned
 from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
 from safety.yardstick.scoring import Encoded, encode_items, load_model, pad_id
 from state.jobs import Desk, JobSpec, Produced

@@ -25,6 +25,7 @@ FEATURES = ("places", "varied")
 @pytest.fixture
 def world(tmp_path):
     world = World(tmp_path, skill=0.001)
+    world.runner.found_pairs = 40
     world.house = replace(world.house, bounds=lambda: Bounds(reward=RewardBounds(features=(*FEATURES, LEARNED))))
     yield world
     world.close()
@@ -157,7 +158,7 @@ def test_a_segment_that_does_not_pay_for_it_is_not_charged_for_an_examination(wo
 def test_pairs_and_training_stay_within_the_budget_of_tokens(world):
     outcome = world.cycle(reward({**reward().start(), "switch": "on"}), 0, budget=replace(BUDGET, tokens=4000))
     pairs, trained = world.runner.ran[:2]
-    assert (pairs.params["max_tokens"], trained.params["max_tokens"]) == (1000, 975)
+    assert (pairs.params["max_tokens"], trained.params["max_tokens"]) == (1000, (4000 - 256) // 4)
     assert outcome.cost.tokens <= 4000
 
 
