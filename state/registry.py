@@ -120,8 +120,8 @@ class Registry:
         return [f"{place / name} {said[name]}" for name in wrong]
 
     def damage(self, digest: str) -> list[str]:
-        """As `verify`, for what is about to be used: the bytes are read where this life has not found them whole yet, and
-        again where a file's size, time of change or place on the disk is another one since.
+        """As `verify`, for what is about to be used: the bytes are read where this life has not found them whole yet,
+        and again where a file's size, time of change or place on the disk is another one since.
         """
         look = _look_of(self._place_of(digest, self._record(digest).kind))
         if look and self._seen.get(digest) == look:
