@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -57,9 +58,10 @@ Seconds = tuple[float, float]
 
 
 class Stopwatch(TrainerCallback):  # type: ignore[misc]
-    """When the first and the last step ended."""
+    """When each of so many steps ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: Recipe) -> None:
+        self.steps = recipe.steps
         self.marks: list[Seconds] = []
 
     def mark(self) -> None:
@@ -70,6 +72,9 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
     @property
     def between(self) -> Seconds:
+        """From the end of the first step to the end of the last. RuntimeError where not all of them were done."""
+        if len(self.marks) != self.steps:
+            raise RuntimeError(f"{len(self.marks)} steps were done of {self.steps}: this compares nothing")
         first, last = self.marks[0], self.marks[-1]
         return last[0] - first[0], last[1] - first[1]
 
@@ -89,11 +94,15 @@ def figures(pairs: int = PAIRS) -> Iterator[Figure]:
 
 
 def made(home: Path) -> Path:
-    """A model of the demo's size and the demo's rows."""
-    fresh_model(SEED).save_pretrained(home / "model")
-    word_tokenizer().save_pretrained(home / "model")
+    """The demo's rows, and a model of the demo's size that has learned some of them: reinforcement needs successes."""
+    fresh_model(SEED).save_pretrained(home / "fresh")
+    word_tokenizer().save_pretrained(home / "fresh")
     rows = bilingual.corpus(SOURCE, SEED, 6000)
     (home / SOURCE).write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
+    (home / "school").mkdir()
+    given = {"model": home / "fresh", f"data:{SOURCE}": home / SOURCE}
+    made = train(train_spec(replace(SFT_RECIPE, learning_rate=5e-3)), Desk(home / "school", given))
+    made.outputs["model"].rename(home / "model")
     return home
 
 
@@ -117,18 +126,22 @@ def desk(home: Path, folder: Path, stopwatch: Stopwatch) -> Desk:
     )
 
 
-def our_train(home: Path, folder: Path) -> Seconds:
-    stopwatch = Stopwatch()
+def train_spec(recipe: Recipe) -> JobSpec:
     params = {
-        "recipe": SFT_RECIPE.to_json(), "from_step": 0, "to_step": SFT_RECIPE.steps,
+        "recipe": recipe.to_json(), "from_step": 0, "to_step": recipe.steps,
         "save_steps": PipelineSettings().save_steps,
     }
-    train(JobSpec("train", {}, params, SEED), desk(home, folder, stopwatch))
+    return JobSpec("train", {}, params, SEED)
+
+
+def our_train(home: Path, folder: Path) -> Seconds:
+    stopwatch = Stopwatch(SFT_RECIPE)
+    train(train_spec(SFT_RECIPE), desk(home, folder, stopwatch))
     return stopwatch.between
 
 
 def bare_train(home: Path, folder: Path) -> Seconds:
-    recipe, stopwatch = SFT_RECIPE, Stopwatch()
+    recipe, stopwatch = SFT_RECIPE, Stopwatch(SFT_RECIPE)
     learner = load_learner(home / "model", recipe, SEED, "cpu")
     rows = read_rows({f"data:{SOURCE}": home / SOURCE})
     order = mixed(rows, recipe.shares(rows.sources), recipe.batch, range(recipe.steps), SEED).reshape(-1).tolist()
@@ -158,14 +171,14 @@ def segment_spec() -> JobSpec:
 
 
 def our_segment(home: Path, folder: Path) -> Seconds:
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(GRPO_RECIPE)
     with patch.object(replay, "SUCCESSES_NEEDED", 10**9):
         segment(segment_spec(), desk(home, folder, stopwatch))
     return stopwatch.between
 
 
 def bare_segment(home: Path, folder: Path) -> Seconds:
-    recipe, stopwatch, errand = GRPO_RECIPE, Stopwatch(), Errand.of(segment_spec())
+    recipe, stopwatch, errand = GRPO_RECIPE, Stopwatch(GRPO_RECIPE), Errand.of(segment_spec())
     learner = load_learner(home / "model", recipe, SEED, "cpu")
     exercises: Exercises = set_exercises(
         [TaskSpec.from_json(TASK)], NO_SEAL, learner.tokenizer, recipe.batch * recipe.steps, errand.question_seed,
