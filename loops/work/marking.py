@@ -115,7 +115,8 @@ class Marking:
             ids = completion_ids[begin:begin + self.group]
             r0 = [self._right(asked, text, written) for text, written in zip(texts, ids, strict=True)]
             reference = asked.item.answer if self.references else None
-            phis = [measure(names, asked.item.prompt, text, reference, texts) for text in texts]
+            told = {text: measure(names, asked.item.prompt, text, reference, texts) for text in dict.fromkeys(texts)}
+            phis = [told[text] for text in texts]
             evidence = evidence.add_group(
                 [([phi[name] for name in evidence.features], r) for phi, r in zip(phis, r0, strict=True)],
                 None if reference is None else self._ideal(evidence.features, asked, reference, texts),
