@@ -74,7 +74,6 @@ class Record:
         """Between how good the shaping's features call an answer and whether it is right; None where either is flat."""
         return rank_correlation(self.scores, self.truths)
 
-
     @property
     def disagreement(self) -> float | None:
         """Share of the answers that a second verifier called otherwise; None where no task has one."""
