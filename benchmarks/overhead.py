@@ -2,7 +2,7 @@
 
 The job "train" as workers run it, with its look at every loss, its seeds and its checkpoints, beside SFTTrainer with
 nothing of ours: the same model, rows in the same order, optimiser and learning rates. And the job "segment" beside
-GRPOTrainer with the same questions and a reward function that asks the same verifier; replay, which is more training
+GRPOTrainer with the same questions and the same reward of the same verifier; replay, which is more training
 and no overhead, is off. Time runs from the end of the first optimiser step to the end of the last: loading,
 tokenising and what is written at the end are left out. Both take turns in one process on one thread, and which one goes
 first alternates; seconds of the clock and of the processor each give a figure.
@@ -31,6 +31,7 @@ from loops.pipeline.recipe import GRPO, SFT, Adapter, Recipe
 from loops.work import replay
 from loops.work.exercises import Exercises, plain, set_exercises
 from loops.work.learner import Learner, load_learner, schedule
+from loops.work.marking import REWARD_SCALE
 from loops.work.pretrain import fresh_model, word_tokenizer
 from loops.work.reinforce import SPARE_TOKENS, Errand, segment
 from loops.work.rows import mixed, read_rows, tokenise
@@ -185,9 +186,16 @@ def bare_segment(home: Path, folder: Path) -> Seconds:
         errand.probe_items, errand.probe_seed,
     )
 
-    def right(completions: list[str], question: list[int], **_: Any) -> list[float]:
+    end = learner.tokenizer.eos_token_id
+
+    def right(
+        completions: list[str], completion_ids: list[list[int]], question: list[int], **_: Any
+    ) -> list[float]:
         asked = [exercises.questions[place] for place in question]
-        return [float(each.verifier(each.item, text.strip())) for each, text in zip(asked, completions, strict=True)]
+        return [
+            REWARD_SCALE * float(ids[-1] == end and each.verifier(each.item, text.strip()) == 1)
+            for each, text, ids in zip(asked, completions, completion_ids, strict=True)
+        ]
 
     trained(GRPOTrainer(
         model=learner.model, reward_funcs=[right],
