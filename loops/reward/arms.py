@@ -94,8 +94,9 @@ def expected_success(values: JsonObject, when: str = "q_after") -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang. `sound`:
-    its verdicts may be believed, and so what was learned from them.
+    """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang.
+
+    `sound`: its verdicts may be believed, and so what was learned from them.
     """
 
     arm: str

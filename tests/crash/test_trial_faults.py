@@ -232,7 +232,7 @@ def test_a_data_file_that_changes_while_a_trial_reads_it_costs_that_trial_and_no
     goes_on(study, stage)
 
 
-class spoiled:  # noqa: N801  reads as a word
+class spoiled:
     """A kept file with something done to it, and as it was afterwards."""
 
     def __init__(self, file: Path, damage: Callable[[Path], None]) -> None:
