@@ -135,8 +135,7 @@ class Marking:
     def _measured(
         self, names: Sequence[str], prompt: str, texts: Sequence[str], reference: str | None
     ) -> tuple[list[dict[str, float]], dict[str, float] | None]:
-        """phi of each answer of a group, and of the reference itself where there is one; equal answers are looked at once.
-        """
+        """phi of each answer of a group, equal ones looked at once, and of the reference itself where there is one."""
         answers = list(dict.fromkeys(texts if reference is None else [*texts, reference]))
         told = {answer: measure(names, prompt, answer, reference, texts) for answer in answers}
         if self.learned is not None and LEARNED in names:
