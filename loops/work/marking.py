@@ -75,7 +75,6 @@ class Record:
         """Between how good the shaping's features call an answer and whether it is right; None where either is flat."""
         return rank_correlation(self.scores, self.truths)
 
-
     @property
     def disagreement(self) -> float | None:
         """Share of the answers that a second verifier called otherwise; None where no task has one."""
@@ -136,13 +135,13 @@ class Marking:
     def _measured(
         self, names: Sequence[str], prompt: str, texts: Sequence[str], reference: str | None
     ) -> tuple[list[dict[str, float]], dict[str, float] | None]:
-        """phi of each answer of a group, and of the reference itself where there is one."""
-        answers = [*texts] if reference is None else [*texts, reference]
-        phis = [measure(names, prompt, answer, reference, texts) for answer in answers]
+        """phi of each answer of a group, equal ones looked at once, and of the reference itself where there is one."""
+        answers = list(dict.fromkeys(texts if reference is None else [*texts, reference]))
+        told = {answer: measure(names, prompt, answer, reference, texts) for answer in answers}
         if self.learned is not None and LEARNED in names:
-            for phi, value in zip(phis, self.learned([(prompt, answer) for answer in answers]), strict=True):
-                phi[LEARNED] = value
-        return phis[:len(texts)], None if reference is None else phis[-1]
+            for answer, phi in zip(answers, self.learned([(prompt, answer) for answer in answers]), strict=True):
+                told[answer][LEARNED] = phi
+        return [told[text] for text in texts], None if reference is None else told[reference]
 
     def _right(self, asked: Question, text: str, written: Sequence[int]) -> float:
         """r0: right by the task's strict verifier, and ended by the model itself."""

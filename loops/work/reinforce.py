@@ -56,6 +56,7 @@ from state.records import seed_from
 PROBE_ITEMS = 256
 SAVE_STEPS = 20
 KL_STEPS = 5
+KL_ANSWERS = 16                        # of the first step's, evenly from its groups: enough for a limit in whole nats
 CANARY_ITEMS = 4                       # per task: junk answers are tried on so many questions
 PROXY_STRENGTH = 0.4
 SPARE_TOKENS = 2
@@ -175,7 +176,7 @@ def _run(
             return None
         pending = False
         if not record.start:
-            record.start = marking.latest
+            record.start = marking.latest[::max(1, len(marking.latest) // KL_ANSWERS)]
             record.start_log_p = _log_p(learner, record)
         return replay.loss(model, record.step)
 
@@ -289,7 +290,9 @@ def _expected(learner: Learner, exercises: Exercises) -> list[float]:
 
 
 def _kl(learner: Learner, record: Record) -> float:
-    """KL(start || now) in nats a token, on the segment's first answers: mean of r - 1 - ln r, r = p_now / p_start."""
+    """KL(start || now) in nats a token, on some of the segment's first answers: mean of r - 1 - ln r, where r is
+    p_now / p_start.
+    """
     differences = [
         now - then
         for mine, theirs in zip(_log_p(learner, record), record.start_log_p, strict=True)
