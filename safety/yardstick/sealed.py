@@ -16,7 +16,7 @@ from typing import Final
 
 from safety.yardstick.items import Item, TaskError, TaskSpec, item_id, normalised, read_items, write_items
 from safety.yardstick.tasks import of_a_file, pool_file, sealed_ids, take, unsealed
-from safety.yardstick.training import are_preferences, files_in, rows_in, rows_of, texts_of
+from safety.yardstick.training import answered, are_preferences, files_in, rows_in, rows_of, texts_of
 from safety.yardstick.verifiers import junk_paid
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, digest_of
@@ -88,7 +88,7 @@ def check_overlap(splits: Mapping[Split, Mapping[str, Sequence[Item]]], source: 
     """Raise ValueError when a training file holds sealed items: the same prompt or text, or the same run of 13 words
     (of the whole item, where it is shorter than that and has at least 6)."""
     for file in files_in(path):
-        rows = [texts for row in rows_of(file) for texts in texts_of(row)]
+        rows = [texts_of(each) for row in rows_of(file) for each in answered(row)]
         for split, by_task in splits.items():
             for task, items in by_task.items():
                 found = overlapping(items, rows)
@@ -103,7 +103,7 @@ def training_rows(paths: Iterable[Path]) -> Iterator[list[str]]:
     """The texts of every row of training files, or of folders of them."""
     for path in paths:
         for row in rows_in(path):
-            yield from texts_of(row)
+            yield from map(texts_of, answered(row))
 
 
 def overlapping(items: Sequence[Item], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -76,11 +76,16 @@ def is_parquet(file: Path) -> bool:
         raise RowError(f"{file.name}: cannot be read: {error.strerror}") from error
 
 
-def texts_of(row: Row | Preference) -> list[list[str]]:
-    """Every text of a row, the answer last; of a preference once with each answer."""
+def answered(row: Row | Preference) -> list[Row]:
+    """The row itself; of a preference a row for each of its answers."""
     asked, *answers = row
-    before = [asked] if isinstance(asked, str) else [content for _, content in asked]
-    return [[*before, answer] for answer in answers]
+    return [(asked, answer) for answer in answers]
+
+
+def texts_of(row: Row) -> list[str]:
+    """Every text in a row, the answer last."""
+    asked, answer = row
+    return [asked, answer] if isinstance(asked, str) else [*(content for _, content in asked), answer]
 
 
 def _alike(rows: Iterable[Placed]) -> Iterator[Row | Preference]:

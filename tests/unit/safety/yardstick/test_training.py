@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safety.yardstick.training import RowError, are_preferences, files_in, rows_in, rows_of, texts_of
+from safety.yardstick.training import RowError, answered, are_preferences, files_in, rows_in, rows_of, texts_of
 
 ROWS = [{"prompt": "2 + 2?", "answer": "4"}, {"prompt": 'say "a,b"', "answer": "a,\nb"}, {"prompt": "", "answer": "é"}]
 PAIRS = [(row["prompt"], row["answer"]) for row in ROWS]
@@ -47,7 +47,8 @@ def test_every_format_gives_the_rows_that_datasets_reads_also_without_its_ending
 def test_a_conversation_is_all_that_precedes_the_last_answer(tmp_path: Path, ending: str) -> None:
     (row,) = rows_of(written(tmp_path / f"talk.{ending}", [{"messages": TALK}]))
     assert row == (tuple((turn["role"], turn["content"]) for turn in TALK[:-1]), "5")
-    assert texts_of(row) == [[turn["content"] for turn in TALK]]
+    assert answered(row) == [row]
+    assert texts_of(row) == [turn["content"] for turn in TALK]
 
 
 def test_completions_and_texts_are_rows_too_and_every_line_of_a_text_is_one(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_a_preference_may_be_a_conversation_and_counts_with_either_answer(tmp_pa
     (row,) = rows_of(written(tmp_path / f"talk.{ending}", [body]))
     assert row == (tuple((turn["role"], turn["content"]) for turn in TALK[:-1]), "5", "6")
     before = [turn["content"] for turn in TALK[:-1]]
-    assert texts_of(row) == [[*before, "5"], [*before, "6"]]
+    assert list(map(texts_of, answered(row))) == [[*before, "5"], [*before, "6"]]
 
 
 def test_a_source_holds_preferences_or_other_rows_and_not_both(tmp_path: Path) -> None:
@@ -167,6 +168,7 @@ def test_any_bytes_are_rows_or_one_line(tmp_path_factory: Any, content: bytes) -
     file = tmp_path_factory.mktemp("bytes") / "any"
     file.write_bytes(content)
     try:
-        assert all(isinstance(text, str) for row in rows_of(file) for texts in texts_of(row) for text in texts)
+        rows = [each for row in rows_of(file) for each in answered(row)]
+        assert all(isinstance(text, str) for row in rows for text in texts_of(row))
     except RowError as error:
         assert str(error).startswith("any")
