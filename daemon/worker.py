@@ -38,6 +38,8 @@ JOBS: Final[Mapping[str, str]] = {
     "random_search": "loops.work.control:random_search",
     "train": "loops.work.train:train",
     "segment": "loops.work.reinforce:segment",
+    "weigh": "loops.work.weigh:weigh",
+    "select": "loops.work.select:select",
     "score": "safety.yardstick.jobs:score",
     "compare": "safety.yardstick.jobs:compare",
     "report": "safety.yardstick.jobs:score",

@@ -101,7 +101,8 @@ class Workshop:
         outputs = {name: digest_of(manifest_of(path)) for name, path in produced.outputs.items()}
         self.folders |= {digest: produced.outputs[name] for name, digest in outputs.items()}
         self.spent += produced.items
-        return JobResult(produced.values, outputs, Cost(time.monotonic() - began, items=produced.items))
+        cost = Cost(time.monotonic() - began, items=produced.items, tokens=produced.tokens)
+        return JobResult(produced.values, outputs, cost)
 
     def run_all(
         self, specs: Sequence[JobSpec], *, timeout_seconds: float | None = None
@@ -118,7 +119,7 @@ class Workshop:
 @dataclass(frozen=True, slots=True)
 class Climb:
     """Where a search ended: its model in force, how often that moved, how many candidates, items scored of which so
-    many on paths through layers.
+    many on paths through layers. Where data are mixed, the tokens that each cycle saw of every source.
     """
 
     model: str
@@ -126,6 +127,7 @@ class Climb:
     candidates: int
     spent: int
     on_paths: int
+    by_source: tuple[dict[str, int], ...] = ()
 
 
 def climb(
@@ -142,7 +144,7 @@ def climb(
         before, own_seed = workshop.spent, seed_from("study", settings.seed, candidates)
         candidate = loop.propose(state, model, model, own_seed)
         cycle = Cycle(candidates, loop.name, None, candidates, candidate, state, PLENTY)
-        bench = Bench(cycle, workshop, "study", _no_descent, PLENTY.seconds, own_seed)
+        bench = Bench(cycle, workshop, "study", no_descent, PLENTY.seconds, own_seed)
         outcome = loop.judge(candidate, loop.run(candidate, bench))
         state = loop.learn(state, candidate, outcome)
         candidates += 1
@@ -195,5 +197,5 @@ def answers(folder: Path, tasks: Sequence[TaskSpec]) -> dict[str, str]:
     return found
 
 
-def _no_descent(inner: Loop, parent: int, ordinal: int, base: str, incumbent: str, budget: Budget) -> Outcome:
+def no_descent(inner: Loop, parent: int, ordinal: int, base: str, incumbent: str, budget: Budget) -> Outcome:
     raise JobFailed("nothing is trained in a study of searches")

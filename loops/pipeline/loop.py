@@ -23,13 +23,19 @@ STUDIES_KEPT: Final = 2
 BEST_KEPT: Final = 3
 MOST_TIMEOUTS: Final = 2
 MOST_VALUES: Final = 16
+WEIGH_ITEMS: Final = 512
+WEIGH_STEPS: Final = 8
+WEIGH_PART: Final = 5
+"""Weighing the sources takes at most one part in so many of a rung's steps, and at least one step a source."""
 
 
 class SegmentLoop(Loop, Protocol):
     """The inner loop: told which segment to run, it is a loop whose next cycle runs it."""
 
     def on(self, assignment: JsonObject) -> Loop:
-        """`assignment`: {"recipe", "checkpoint", "from_step", "steps", "segment", "lineage"}."""
+        """`assignment`: {"recipe", "checkpoint", "from_step", "steps", "segment", "lineage"}, and "sources" where the
+        recipe selects from them.
+        """
         ...
 
 
@@ -113,13 +119,17 @@ class PipelineLoop:
             "rung": len(chosen.values), "from_step": chosen.step, "to_step": ladder.end(chosen),
             "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model,
         }
+        if self._is_weighed(chosen, configurations):
+            change["weigh"] = True
         return Candidate(self.name, change, model, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         if bench.left.tokens <= 0:
             raise JobFailed("the budget has no tokens left to train on", Verdict.TIMED_OUT)
         sft = candidate.change["recipe"]["stage"] == Stage.SFT
-        values = (self._train if sft else self._reinforce)(candidate.change, bench)
+        sources, selected = self._selected(candidate.change, bench)
+        values = (self._train if sft else self._reinforce)(candidate.change, bench, sources)
+        values["data"] = _told(values["sources"], sources, selected)
         made = values["model"] != candidate.change["model"]
         if values["model"] == candidate.incumbent:
             return Trial(None, {**values, "comparison": None})
@@ -139,7 +149,12 @@ class PipelineLoop:
             "reached": values["reached"], "complete": values["reached"] >= recipe["steps"],
             "comparison": comparison, "training": values["training"],
         }
+        if values["data"]:
+            evidence["data"] = values["data"]
         lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources")}
+        lesson["weighed"] = values["weighed"]
+        if values["weighed"]:
+            evidence["weighed"] = values["weighed"]
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
         if comparison is None:
             return Outcome(Verdict.REJECTED, f"{told}: nothing new came out", None, evidence, lesson)
@@ -173,7 +188,7 @@ class PipelineLoop:
         limit = limits.taught(after.recipe, outcome.reason) if outcome.verdict is Verdict.CRASHED else None
         return {
             "studies": [*others, study][-STUDIES_KEPT:], "payoffs": mixture.learned(
-                state["payoffs"], lesson.get("sources") or {}
+                state["payoffs"], lesson.get("weighed") or {}
             ),
             "best": best, "limits": limits.added(state["limits"], limit),
         }
@@ -184,13 +199,55 @@ class PipelineLoop:
         stages = self.settings.stages
         return replace(self.settings.space, stages=tuple(sorted(stages, key=lambda stage: stage in made)))
 
-    def _train(self, change: JsonObject, bench: Bench) -> JsonObject:
+    def _is_weighed(self, chosen: Configuration, configurations: Sequence[Configuration]) -> bool:
+        """Whether the cycle weighs the sources first: supervised training does, once for every base model, where the
+        operator leaves the mixture to what they pay.
+        """
+        named = self.settings.space.defaults[chosen.recipe.stage].mixture
+        mine = any(named.get(name, 0.0) for name in self.sources)
+        seen = any(c.recipe.stage is chosen.recipe.stage and c.step for c in configurations)
+        return chosen.recipe.stage is Stage.SFT and len(self.sources) > 1 and not mine and not seen
+
+    def _selected(self, change: JsonObject, bench: Bench) -> tuple[dict[str, str], JsonObject]:
+        """What the recipe's selection leaves of the sources (name -> digest), and of each how much it dropped and why.
+
+        All sources are selected from, whatever the mixture, so that recipes that select alike share one job. Raises
+        JobFailed where nothing is left of what the recipe trains on.
+        """
+        recipe = Recipe.from_json(change["recipe"])
+        if recipe.selection.is_whole or not self.sources:
+            return dict(self.sources), {}
+        inputs = {f"data:{name}": digest for name, digest in sorted(self.sources.items())}
+        if recipe.selection.asks_model:
+            inputs["model"] = change["study"]
+        result = bench.job("select", inputs, {"selection": recipe.selection.to_json()})
+        left = {name: result.outputs[f"data:{name}"] for name in self.sources if f"data:{name}" in result.outputs}
+        if not left.keys() & recipe.shares(self.sources).keys():
+            raise JobFailed("the recipe's selection leaves no row of the data that it trains on", Verdict.REFUSED)
+        return left, result.values["sources"]
+
+    def _weighed(self, change: JsonObject, bench: Bench, sources: Mapping[str, str]) -> JsonObject:
+        """{source: what it alone did to the target}; empty where that is not asked for or nothing fits the tokens."""
+        if not change.get("weigh"):
+            return {}
+        rung = (change["to_step"] - change["from_step"]) // (WEIGH_PART * len(sources))
+        inputs = {"model": change["model"], "seal": self.seal}
+        inputs |= {f"data:{name}": digest for name, digest in sorted(sources.items())}
+        params = {
+            "recipe": change["recipe"], "tasks": list(self.targets), "steps": max(1, min(WEIGH_STEPS, rung)),
+            "items": WEIGH_ITEMS, "max_tokens": bench.left.tokens // WEIGH_PART,
+        }
+        found: JsonObject = bench.job("weigh", inputs, params, bench.seed("weigh")).values["weighed"]
+        return found
+
+    def _train(self, change: JsonObject, bench: Bench, sources: Mapping[str, str]) -> JsonObject:
         """A supervised rung: one job, which ends early where the tokens do not suffice."""
+        weighed = self._weighed(change, bench, sources)
         inputs = {"model": change["model"]}
         if change["checkpoint"] is not None:
             inputs["checkpoint"] = change["checkpoint"]
-        used = Recipe.from_json(change["recipe"]).shares(self.sources)
-        inputs |= {f"data:{name}": self.sources[name] for name in used}
+        used = Recipe.from_json(change["recipe"]).shares(sources)
+        inputs |= {f"data:{name}": sources[name] for name in used}
         params = {
             "recipe": change["recipe"], "from_step": change["from_step"], "to_step": change["to_step"],
             "save_steps": self.settings.save_steps, "max_tokens": bench.left.tokens,
@@ -203,11 +260,11 @@ class PipelineLoop:
         shown = ("steps", "tokens", "loss_first", "loss_last", "stopped", "learned")
         return {
             "model": result.outputs["model"], "checkpoint": result.outputs["checkpoint"], "reached": reached,
-            "trained": reached, "sources": values.get("sources", {}),
+            "trained": reached, "sources": values.get("sources", {}), "weighed": weighed,
             "training": {key: values.get(key) for key in shown},
         }
 
-    def _reinforce(self, change: JsonObject, bench: Bench) -> JsonObject:
+    def _reinforce(self, change: JsonObject, bench: Bench, sources: Mapping[str, str]) -> JsonObject:
         """A reinforcement rung: child cycles, each from the last accepted checkpoint; a rejected one is spent.
 
         Where a budget ends one of them the rung is put aside: the steps that it did not do are not spent.
@@ -219,6 +276,7 @@ class PipelineLoop:
         while reached < to_step and bench.left.trials > 0 and bench.left.tokens > 0:
             steps = min(self.settings.segment_steps, to_step - reached)
             segment = self.inner.on({
+                **({"sources": dict(sources)} if dict(sources) != dict(self.sources) else {}),
                 "recipe": change["recipe"], "checkpoint": checkpoint, "from_step": trained, "steps": steps,
                 "segment": reached // self.settings.segment_steps, "lineage": change["config"],
             })
@@ -242,7 +300,7 @@ class PipelineLoop:
             )
         return {
             "model": model, "checkpoint": checkpoint, "reached": reached, "trained": trained, "sources": {},
-            "training": {"segments": verdicts},
+            "weighed": {}, "training": {"segments": verdicts},
         }
 
 
@@ -280,3 +338,14 @@ def _ranked(entries: Sequence[JsonObject], configuration: Configuration, gain: f
     genes = dict(configuration.genes)
     others = [entry for entry in entries if entry["genes"] != genes]
     return sorted([*others, {"genes": genes, "gain": gain}], key=lambda entry: -entry["gain"])[:BEST_KEPT]
+
+
+def _told(trained: JsonObject, sources: Mapping[str, str], selected: JsonObject) -> JsonObject:
+    """{source: {"digest", "rows", "tokens"}} of what was trained on, with what the selection kept and dropped."""
+    return {
+        name: {
+            "digest": sources[name], "rows": used.get("rows", 0), "tokens": used["tokens"],
+            **({"selected": selected[name]} if name in selected else {}),
+        }
+        for name, used in sorted(trained.items()) if used["tokens"]
+    }

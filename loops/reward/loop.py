@@ -62,7 +62,8 @@ class RewardLoop:
     """Satisfies `loops.loop.Loop` once `on` has told it which segment to run.
 
     `targets` are task specs as JSON, `seal` the digest of the sealed item ids, `sources` the data sources of the
-    replay term (name -> digest). `assignment` is {"recipe", "checkpoint", "from_step", "steps", "segment", "lineage"}.
+    replay term (name -> digest), unless the `assignment` brings others. That is {"recipe", "checkpoint", "from_step",
+    "steps", "segment", "lineage"} and may have "sources".
     """
 
     settings: RewardSettings
@@ -95,6 +96,8 @@ class RewardLoop:
             "from_step": task["from_step"], "steps": task["steps"], "segment": task["segment"],
             "lineage": task["lineage"],
         }
+        if "sources" in task:
+            change["sources"] = task["sources"]
         if brought := sources(self.settings.allowed):
             change["features"] = brought
         return Candidate(self.name, change, base, incumbent)
@@ -146,6 +149,12 @@ class RewardLoop:
             "blocked": heaviest if weighing.guard else None, "q_before": expected_success(values, "q_before"),
             "q_after": q, "best_q": trial.values["best_q"],
             "shaped_failed": shaped.get("failed") if shaped else None,
+            "data": {
+                name: {"digest": _replayed(candidate.change, self.sources).get(name), **used}
+                for name, used in values.get("replayed", {}).items()
+            },
+            "tasks": [task["name"] for task in self.targets],
+            "prompts": values.get("prompts"),
             **{key: values.get(key) for key in ("success", "groups", "mixed_groups", "kl", "steps", "stopped")},
         }
         lesson = {
@@ -185,7 +194,7 @@ class RewardLoop:
     def _spec(self, change: JsonObject, shaping: Shaping, max_tokens: int, bench: Bench) -> JobSpec:
         """One arm. Both arms have the same seeds and tokens and differ in nothing but the shaping."""
         inputs = {"model": change["model"], "seal": self.seal}
-        inputs |= {f"data:{name}": digest for name, digest in sorted(self.sources.items())}
+        inputs |= {f"data:{name}": digest for name, digest in sorted(_replayed(change, self.sources).items())}
         if change["checkpoint"] is not None:
             inputs["checkpoint"] = change["checkpoint"]
         params = {
@@ -209,6 +218,12 @@ def frozen(state: JsonObject) -> bool:
 def rearm(state: JsonObject) -> JsonObject:
     """The state after the operator re-armed the loop: strikes, avoided and blocked shapings are forgotten."""
     return {**state, "strikes": 0, "scale": 1.0, "avoid": [], "blocked": [], "history": []}
+
+
+def _replayed(change: JsonObject, sources: Mapping[str, str]) -> Mapping[str, str]:
+    """The sources of a segment's replay: those that a recipe selected, where it did."""
+    found: Mapping[str, str] = change.get("sources", sources)
+    return found
 
 
 def _arm(result: JobResult | JobFailed) -> JsonObject:
