@@ -106,14 +106,14 @@ def log(
 
 @app.command(epilog=example("kaizend show 42"))
 def show(
-    row: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST_ID, help="A row or a cycle.")],
+    what: Annotated[str, typer.Argument(metavar="ID", help="A row or a cycle, or a model: a digest or a channel.")],
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """The whole story of one row: change, bounds, evidence, children, cost."""
+    """The whole story of one row: change, bounds, evidence, children, cost, and the data that its model saw."""
     from daemon.reports import show_report
 
-    show_report(config, row, as_json)
+    show_report(config, what, as_json)
 
 
 @app.command(epilog=example("kaizend diff working stable"))

