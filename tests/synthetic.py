@@ -191,12 +191,14 @@ class World:
         self.ledger.append(Entry(Event.GENESIS, "a start"), move=(Channel.WORKING, self.start))
         self.house = House(self.ledger, self.runner, Bounds, "code", 7)
 
-    def cycle(self, loop: Loop, ordinal: int, incumbent: str | None = None, budget: Budget = BUDGET) -> Outcome:
-        """One root cycle on the first model, against `incumbent`, which is made working."""
-        incumbent = incumbent or self.start
+    def cycle(
+        self, loop: Loop, ordinal: int, incumbent: str | None = None, budget: Budget = BUDGET, base: str | None = None
+    ) -> Outcome:
+        """One root cycle on the first model, or on `base`, against `incumbent`, which is made working."""
+        incumbent = incumbent or base or self.start
         if self.ledger.channel(Channel.WORKING) != incumbent:
             self.ledger.append(Entry(Event.OPERATOR, "another test"), move=(Channel.WORKING, incumbent))
-        return run_cycle(self.house, loop, None, ordinal, self.start, incumbent, budget)
+        return run_cycle(self.house, loop, None, ordinal, base or self.start, incumbent, budget)
 
     def state(self, loop: Loop) -> JsonObject:
         found = self.ledger.loop_state(loop.name)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from loops.pipeline.recipe import WHOLE, Band, Deduplicate, Selection
@@ -76,12 +75,15 @@ def _filters(selection: Selection, scored: Scored | None, device: str) -> list[t
 
 
 def inside(values: Sequence[float], band: Band) -> list[bool]:
-    """Which values lie between two quantiles of those that are finite, the ends included."""
-    finite = [value for value in values if math.isfinite(value)]
+    """Which values lie in a band of those that are finite: of n different ones all but the least n x band[0] and the
+    greatest n x (1 - band[1]), rounded down, and never none.
+    """
+    finite = sorted(value for value in values if math.isfinite(value))
     if not finite:
         return [False] * len(values)
-    low, high = np.quantile(finite, band[0], method="lower"), np.quantile(finite, band[1], method="higher")
-    return [bool(low <= value <= high) for value in values]
+    low = min(math.floor(round(band[0] * len(finite), 6)), len(finite) - 1)
+    high = max(math.ceil(round(band[1] * len(finite), 6)) - 1, low)
+    return [finite[low] <= value <= finite[high] for value in values]
 
 
 def losses(rows: Sequence[Row], scored: Scored, device: str) -> list[float]:

@@ -47,7 +47,7 @@ def test_repeated_rows_go_but_for_the_first_whatever_their_case_and_spaces(tmp_p
 
 
 def test_nearly_the_same_long_texts_go_and_different_ones_with_a_common_frame_stay(tmp_path: Path) -> None:
-    texts = [LONG, LONG.replace("evening", "morning"), LONG.upper() + " at last", " ".join(reversed(LONG.split()))]
+    texts = [LONG, LONG.replace("down", "in"), LONG.upper() + " at last", " ".join(reversed(LONG.split()))]
     assert near([("say it", text) for text in texts]) == [False, True, True, False]
     sums = [("give the sum of 7 and 9 now", "16 it is"), ("give the sum of 7 and 8 now", "15 it is")]
     assert near(sums) == [False, False]
@@ -68,14 +68,14 @@ def test_a_band_keeps_equal_values_together_and_its_part(values: list[float], en
     kept = inside(values, (low, high))
     chosen = {value for value, keep in zip(values, kept, strict=True) if keep}
     assert all(keep == (value in chosen) for value, keep in zip(values, kept, strict=True))
-    assert sum(kept) >= (high - low) * len(values) - 1
+    assert sum(kept) >= max(1, (high - low) * len(values) - 1e-5)
 
 
 def test_length_and_quality_keep_a_band_and_the_best(tmp_path: Path) -> None:
     rows = [pair(" ".join(f"w{word}" for word in range(count))) for count in range(1, 101)]
     kept = run(tmp_path, {"length": [0.1, 0.9]}, a=written(tmp_path / "a", rows))
     lengths = [len(answer.split()) for _, answer in rows_in(kept.outputs["data:a"])]
-    assert (min(lengths), max(lengths)) == (10, 91)
+    assert (min(lengths), max(lengths)) == (11, 90)
     good = [pair(f"answer number {n} in plain words") for n in range(6)]
     poor = [pair("\u2593\u2593 x " * n) for n in range(1, 5)]
     best = run(tmp_path, {"quality": 0.6}, a=written(tmp_path / "b", [*poor, *good]))
@@ -106,10 +106,13 @@ def test_a_band_of_perplexity_leaves_out_what_surprises_the_model_most(tmp_path:
 def test_what_was_selected_has_one_digest_from_whatever_file_and_reads_back_as_it_was(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "hé\u2028llo"}, {"role": "assistant", "content": "yes"}]
     rows = [pair("one"), {"messages": said}, {"text": "a text alone"}]
-    one = run(tmp_path / "1", {"deduplicate": "exact"}, a=written(tmp_path / "1", rows))
-    two = run(tmp_path / "2", {"deduplicate": "exact"}, b=written(tmp_path / "2", [{**row, "more": 1} for row in rows]))
+    other = [{**row, "more": 1} for row in rows]
+    for name in ("1", "2"):
+        (tmp_path / name).mkdir()
+    one = run(tmp_path / "1", {"deduplicate": "exact"}, a=written(tmp_path / "a", rows))
+    two = run(tmp_path / "2", {"deduplicate": "exact"}, b=written(tmp_path / "b", other))
     assert manifest_of(one.outputs["data:a"]) == manifest_of(two.outputs["data:b"])
-    assert list(rows_in(one.outputs["data:a"])) == list(rows_in(tmp_path / "1"))
+    assert list(rows_in(one.outputs["data:a"])) == list(rows_in(tmp_path / "a"))
 
 
 def test_a_source_of_which_nothing_is_left_has_no_output_and_a_torn_file_is_told(tmp_path: Path) -> None:
