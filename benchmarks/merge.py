@@ -37,6 +37,7 @@ from state.jobs import Desk, JobSpec
 PEER = Path(__file__).resolve().parents[1] / ".venv-peer" / "bin" / "mergekit-yaml"
 MISSING = "merge: no figures against mergekit: `make peer` installs it, or pip install mergekit==0.1.5 into .venv-peer"
 PAIRS = 5
+LEAST_TURNS, LONG_SECONDS = 3, 300.0    # of one operator: after so long no further pair begins
 COPY_PAIRS = 9
 LOOK_SECONDS = 0.005
 BUFFER_BYTES = 8 * 2**20
@@ -99,18 +100,26 @@ def against_mergekit(
     our_command = [sys.executable, "-m", "benchmarks.merge", str(home / "change.json"), str(home / "ours")]
     their_command = [str(PEER), str(home / "recipe.yml"), str(home / "theirs"), "--no-copy-tokenizer", "--quiet"]
     ours, theirs = [], []
-    for _ in range(pairs + 1):
+    for _ in turns(pairs):
         ours.append(watched(our_command, home / "ours"))
         theirs.append(watched(their_command, home / "theirs"))
     held = {name: read_tensors(path) for name, path in models.items()}
     shell = {name: tensor.clone() for name, tensor in held[MODELS[0]].items()}
-    placed = [seconds_of_placing(change, held, shell) for _ in range(pairs + 1)]
+    placed = [seconds_of_placing(change, held, shell) for _ in ours]
     times = list(zip(ours, theirs, placed, strict=True))[1:]
     name = f"{dtype} {operator} against mergekit"
     yield Figure.of(f"{name}: wall time", [our.seconds / their.seconds for our, their, _ in times],
                     WALL_GOALS[operator])
     yield Figure.of(f"{name}: peak memory", [our.gib / their.gib for our, their, _ in times], MEMORY_GOAL)
     yield Figure.of(f"{name}: in memory", [step / their.seconds for _, their, step in times], IN_MEMORY_GOAL)
+
+
+def turns(pairs: int) -> Iterator[int]:
+    """One for each pair after a first one that warms up; at least three together, where they take long."""
+    began = time.perf_counter()
+    for turn in range(pairs + 1):
+        if turn < LEAST_TURNS or time.perf_counter() - began < LONG_SECONDS:
+            yield turn
 
 
 def make_models(home: Path, dtype: str) -> dict[str, Path]:
