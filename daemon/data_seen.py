@@ -29,7 +29,7 @@ def data_seen(lineage: Sequence[Descent], given: dict[str, str]) -> JsonObject:
             continue
         evidence = row.evidence if isinstance(row.evidence, dict) else {}
         (runs if "data" in evidence else unrecorded).append(row.id)
-        for name, used in [*_entries(evidence.get("data")), *_entries(descent.earlier)]:
+        for name, used in _entries(evidence.get("data"), descent.earlier):
             known = sources.setdefault((name, used["digest"]), {
                 "source": name, "digest": used["digest"], "given": given.get(name), "rows": 0, "tokens": 0,
                 "selected": used.get("selected"),
@@ -66,8 +66,9 @@ def _selection(selected: JsonObject | None) -> str:
     return f"; selected {selected['kept']:,} of {selected['rows']:,}" + (f" (dropped: {dropped})" if dropped else "")
 
 
-def _entries(data: object) -> Iterator[tuple[str, JsonObject]]:
-    """Sources with amounts. What was tampered with has none: `verify` says so."""
-    for name, used in data.items() if isinstance(data, dict) else ():
-        if isinstance(used, dict) and isinstance(used.get("digest"), str):
-            yield name, {"rows": 0, "tokens": 0, **used}
+def _entries(*told: object) -> Iterator[tuple[str, JsonObject]]:
+    """Sources that were trained on. What was tampered with has none: `verify` says so."""
+    for data in told:
+        for name, used in data.items() if isinstance(data, dict) else ():
+            if isinstance(used, dict) and isinstance(used.get("digest"), str) and used.get("tokens"):
+                yield name, used

@@ -344,13 +344,16 @@ def _ranked(entries: Sequence[JsonObject], configuration: Configuration, gain: f
 
 
 def _told(trained: JsonObject, sources: Mapping[str, str], selected: JsonObject) -> JsonObject:
-    """{source: {"digest", "rows", "tokens"}} of what was trained on, with what the selection kept and dropped."""
+    """{source: {"digest", "rows", "tokens"}} of what was trained on here, and "selected" of every source: what the
+    selection kept and dropped. What a segment learned again is told by its own cycle.
+    """
+    used = {name: report for name, report in trained.items() if report["tokens"]}
     return {
         name: {
-            "digest": sources[name], "rows": used.get("rows", 0), "tokens": used["tokens"],
+            "digest": sources.get(name), **{key: used.get(name, {}).get(key, 0) for key in ("rows", "tokens")},
             **({"selected": selected[name]} if name in selected else {}),
         }
-        for name, used in sorted(trained.items()) if used["tokens"]
+        for name in sorted({*used, *selected})
     }
 
 

@@ -94,10 +94,10 @@ def test_what_a_recipe_selects_is_what_is_trained_on_and_learned_again(world, st
     chosen = world.runner.book.result(select.digest).outputs
     for spec in (spec for spec in others if spec.kind in ("train", "segment")):
         assert {name: digest for name, digest in spec.inputs.items() if name[:5] == "data:"} == chosen
-    if stage is Stage.SFT:
-        told = outcome.evidence["data"]["a"]
-        assert told["digest"] == chosen["data:a"]
-        assert told["selected"] == {"rows": 100, "kept": 90, "dropped": {"duplicate": 10}}
+    told = outcome.evidence["data"]["a"]
+    assert told["digest"] == chosen["data:a"]
+    assert told["selected"] == {"rows": 100, "kept": 90, "dropped": {"duplicate": 10}}
+    assert bool(told["tokens"]) == (stage is Stage.SFT)
 
 
 def test_only_a_band_of_perplexity_asks_the_base_of_the_study(world):
