@@ -106,20 +106,23 @@ def log(
 
 @app.command(epilog=example("kaizend show 42"))
 def show(
-    row: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST_ID, help="A row or a cycle.")],
+    what: Annotated[str, typer.Argument(metavar="ID", help="A row or a cycle, or a model: a digest or a channel.")],
     config: Config = None,
     as_json: AsJson = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the segments of a reward lineage instead.")
     ] = None,
 ) -> None:
-    """The whole story of one row: change, bounds, evidence, children, cost. Or a picture of its reward lineage."""
+    """The whole story of one row: change, bounds, evidence, children, cost, and the data that its model saw.
+
+    Or a picture of its reward lineage.
+    """
     from daemon.reports import plot_report, show_report
 
     if plot is not None:
-        plot_report(config, row, plot, as_json)
+        plot_report(config, what, plot, as_json)
         return
-    show_report(config, row, as_json)
+    show_report(config, what, as_json)
 
 
 @app.command(epilog=example("kaizend diff working stable"))

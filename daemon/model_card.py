@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from daemon.data_seen import data_in_words, data_seen
 from daemon.provenance import Provenance
 from daemon.scores import Score, scores_of
 from daemon.words import model_name
@@ -30,6 +31,7 @@ def _origin(history: Provenance) -> str:
         lines += [f"  {place}. {line}" for place, line in enumerate(descent.path)]
     if history.met:
         lines += ["", "Trained on: " + ", ".join(f"{name} (`{digest[:12]}`)" for name, digest in history.met.items())]
+        lines += ["", *(f"- {line}" for line in data_in_words(data_seen(history.lineage, history.data)))]
     return "\n".join(lines) + "\n"
 
 

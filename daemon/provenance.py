@@ -6,7 +6,7 @@ Read from the ledger alone, so it is known of models whose files are gone too. R
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon.words import change_in_words, model_name
 from loops.pipeline.recipe import OWN
@@ -17,13 +17,15 @@ from state.records import Event, JsonObject, Row, Verdict
 @dataclass(frozen=True, slots=True)
 class Descent:
     """One model of a lineage: the row of the cycle that made it (None for the operator's own), the models it was made
-    from (of an operator's adapter its base) and the training data it has met, by their names in kaizend.toml.
+    from (of an operator's adapter its base) and the training data it has met, by their names in kaizend.toml. `earlier`
+    is the data of rungs before its own that left no model in the ledger: then its parent is where the first began.
     """
 
     model: str
     row: Row | None
     parents: tuple[str, ...]
     data: tuple[str, ...]
+    earlier: JsonObject = field(default_factory=dict)
 
     @property
     def made(self) -> str:
@@ -97,11 +99,25 @@ def ancestry(reading: Reading, digest: str) -> list[Descent]:
         made = [row for row in reading.rows_with_result(model) if row.event == Event.CLOSED and row.result != row.base]
         row = _maker(made)
         given = [over[model]] if row is None and model in over else []
-        parents = tuple(parent for parent in dict.fromkeys([*given, *_made_from(row)]) if parent != model)
-        found.append(Descent(model, row, parents, tuple(_met(row, known))))
+        begun = _begun(reading, row)
+        made_from = [begun["study"]] if begun else _made_from(row)
+        parents = tuple(parent for parent in dict.fromkeys([*given, *made_from]) if parent != model)
+        found.append(Descent(model, row, parents, tuple(_met(row, known)), begun.get("seen", {})))
         queue += [parent for parent in parents if parent not in seen]
         seen.update(parents)
     return found
+
+
+def _begun(reading: Reading, row: Row | None) -> JsonObject:
+    """The recipe's change where the row goes on from a rung that left no row of its own: its incumbent was better. It
+    says with which model the recipe began ("study") and what data it had seen before ("seen"). Else {}.
+    """
+    around = reading.row(row.parent) if row and row.parent is not None else None
+    changes = [each.change for each in (row, around) if each and isinstance(each.change, dict)]
+    change = next((change for change in changes if "study" in change), None)
+    if row is None or row.base is None or change is None or change["study"] == row.base:
+        return {}
+    return {} if any(each.event == Event.CLOSED for each in reading.rows_with_result(row.base)) else change
 
 
 def _made_from(row: Row | None) -> Iterator[str]:
@@ -126,6 +142,12 @@ def _adapters(origin: Row) -> Iterator[tuple[str, str]]:
     """The operator's adapters, each with the model that it is over."""
     change = origin.change if isinstance(origin.change, dict) else {}
     yield from ((adapter, change["base"]) for adapter in change.get("adapters", ()))
+
+
+def data_given(reading: Reading) -> dict[str, str]:
+    """The data of the life as {name: digest}."""
+    origins = reading.rows(limit=1, events=[str(Event.GENESIS)])
+    return _data(origins[0]) if origins else {}
 
 
 def _data(origin: Row) -> dict[str, str]:

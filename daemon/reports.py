@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from daemon.control import NotRunning, ask
+from daemon.data_seen import data_in_words, data_seen
 from daemon.places import Places, find_config, read_places, read_toml
-from daemon.provenance import ancestry
+from daemon.provenance import ancestry, data_given
 from daemon.words import change_in_words, differences, model_name, row_in_words, story
 from safety.pending import begins_watch, given_up, under_watch, waiting
 from state.errors import StateError, UserError
@@ -231,30 +232,53 @@ def moment(text: str, now: datetime) -> str:
     return then.isoformat(timespec="microseconds").removesuffix("+00:00")
 
 
-def show_report(config: Path | None, number: int, as_json: bool) -> None:
-    """One row, and where it belongs to a cycle, the cycle's whole story."""
+def show_report(config: Path | None, what: str, as_json: bool) -> None:
+    """One row, and where it belongs to a cycle, the cycle's whole story; of a model, the data that it saw."""
     with Reading(places_of(config).database) as reading:
-        row = reading.row(number)
+        if not (what.isdecimal() and len(what) < LONGEST_ID):
+            model = digest_named(reading, what)
+            _show_model(model, _data_of(reading, model), as_json)
+            return
+        row = reading.row(int(what))
         if row is None:
-            raise UserError(f"there is no row {number}: the last one is {reading.head()[0]}")
+            raise UserError(f"there is no row {what}: the last one is {reading.head()[0]}")
         cycle_id = row.cycle or (row.id if row.event == Event.OPENED else None)
         rows = reading.cycle_rows(cycle_id) if cycle_id else []
         opening = reading.row(cycle_id) if cycle_id else None
         rows = [opening, *(r for r in rows if r.id != cycle_id)] if opening else [row]
         inside = [_closing_row(reading, child.id) for child in reading.children(cycle_id)] if cycle_id else []
-        body: JsonObject = {**row.to_json(), "story": [r.to_json() for r in rows if r], "children": inside}
+        data = _data_of(reading, row.result) if row.result else None
+        body: JsonObject = {
+            **row.to_json(), "story": [r.to_json() for r in rows if r], "children": inside, "data": data,
+        }
     if as_json:
         out(body)
     else:
-        sys.stdout.write(story(row, [r for r in rows if r], inside))
+        sys.stdout.write(story(row, [r for r in rows if r], inside) + (_data_in_words(data) if data else ""))
 
 
-def plot_report(config: Path | None, number: int, file: Path, as_json: bool) -> None:
+def _show_model(model: str, data: JsonObject, as_json: bool) -> None:
+    if as_json:
+        out({"model": model, "data": data})
+    else:
+        sys.stdout.write(f"model {model}\n{_data_in_words(data)}")
+
+
+def _data_of(reading: Reading, model: str) -> JsonObject:
+    return data_seen(ancestry(reading, model), data_given(reading))
+
+
+def _data_in_words(data: JsonObject) -> str:
+    lines = data_in_words(data) or ["none: it is as it was given, or made of such models"]
+    return "\ndata that the model saw, with what it was made from\n" + "".join(f"  {line}\n" for line in lines)
+
+
+def plot_report(config: Path | None, what: str, file: Path, as_json: bool) -> None:
     """Draw the segments of the lineage that a reward cycle, or the last one inside a pipeline cycle, belongs to."""
     from daemon.plot import drawn
 
     with Reading(places_of(config).database) as reading:
-        chosen = _segment_named(reading, number)
+        chosen = _segment_named(reading, what)
         since = max(0, chosen.id - LINEAGE_ROWS)
         near = reading.rows(limit=MOST_SEGMENTS, loop=LoopName.REWARD, events=[str(Event.CLOSED)], after=since)
     lineage = chosen.change["lineage"]
@@ -269,15 +293,17 @@ def plot_report(config: Path | None, number: int, file: Path, as_json: bool) -> 
         sys.stdout.write(f"wrote {file}: {len(segments)} segments of lineage {lineage}\n")
 
 
-def _segment_named(reading: Reading, number: int) -> Row:
+def _segment_named(reading: Reading, what: str) -> Row:
     """The closing row of the reward cycle that a row is of, or of the last one inside its pipeline cycle."""
-    row = _row_named(reading, str(number))
+    if not (what.isdecimal() and len(what) < LONGEST_ID):
+        raise UserError(f"a picture is drawn of a row or a cycle, and {what} is none")
+    row = _row_named(reading, what)
     cycle = row.cycle or row.id
     around = [cycle, *(child.id for child in reading.children(cycle))]
     closed = [each for id in around for each in reading.cycle_rows(id) if each.event == Event.CLOSED]
     segments = [each for each in closed if isinstance(each.change, dict) and "lineage" in each.change]
     if not segments:
-        raise UserError(f"row {number} belongs to no reward cycle that is closed, so there is nothing to draw")
+        raise UserError(f"row {what} belongs to no reward cycle that is closed, so there is nothing to draw")
     return segments[-1]
 
 

@@ -73,6 +73,13 @@ stages = ["sft", "grpo"]                  # in the order in which each goes on f
 #                                         # too, between them, once pipeline.stages of bounds.toml allows it
 # pair_prompts = 128                      # dpo: search items that a model answers to make pairs of its own; 0: none
 # pair_samples = 8                        # and how often each
+# Which rows of each source are trained on is searched where there is more than one option (else all are):
+# [pipeline.ranges]
+# deduplicate = ["none", "exact", "near"] # the same text after normalising; and nearly the same
+# lengths = [[0.0, 1.0], [0.05, 0.95]]    # quantiles of the number of words
+# qualities = [1.0, 0.8]                  # the share that is kept, best first by a fixed heuristic
+# perplexities = [[0.0, 1.0], [0.05, 0.9]]  # quantiles of the answer's loss under the model that is trained
+# tilt = 1.5                              # how far the tuner may move a source's share; 0: only by what sources pay
 
 [reward]
 learned = false                           # true: a reward model, trained on right against wrong answers of the model's

@@ -42,6 +42,8 @@ JOBS: Final[Mapping[str, str]] = {
     "pairs": "loops.work.pairs:pairs",
     "reward_model": "loops.work.reward_model:reward_model",
     "reward_check": "loops.work.reward_model:reward_check",
+    "weigh": "loops.work.weigh:weigh",
+    "select": "loops.work.select:select",
     "score": "safety.yardstick.jobs:score",
     "compare": "safety.yardstick.jobs:compare",
     "report": "safety.yardstick.jobs:score",

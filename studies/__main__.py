@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from studies import akiba_page, gate_page, reward_page, search_page
+from studies import akiba_page, data_page, gate_page, reward_page, search_page
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "studies"
-PAGES = {"search": search_page, "akiba": akiba_page, "reward": reward_page}
+PAGES = {"search": search_page, "akiba": akiba_page, "data": data_page, "reward": reward_page}
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     for name, module in PAGES.items():
         study = names.add_parser(name, help=module.pages.__doc__)
         study.add_argument("--seeds", type=int, default=module.SEEDS, help="worlds, from seed 0 on")
-        study.add_argument("--items", type=int, default=module.ITEMS, help="items that each arm may score or sample")
+        study.add_argument("--items", type=int, default=module.ITEMS, help=module.SPENT)
         study.add_argument("--folder", type=Path, default=ROOT / "build" / "studies", help="models and findings kept")
     asked = parser.parse_args()
     last = ("", True)

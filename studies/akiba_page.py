@@ -13,6 +13,7 @@ from studies.words import filled, points, population, seeds_in_words, standings,
 from studies.world import World, models_of_seed, world_of
 
 ITEMS = 40_000
+SPENT = "items that each search may score"
 SEEDS = 5
 SOURCES = (*LOOP, "studies/akiba.py")
 

@@ -15,6 +15,7 @@ from studies.words import filled, points, seeds_in_words, table, verdict
 
 SEEDS: Final = 5
 ITEMS: Final = 15_360                   # completions that each arm may sample
+SPENT: Final = "completions that each arm may sample"
 SPARSE, LEVELS = 0.001, (0.003, 0.01, 0.03, 0.1, 0.5)
 SHORT: Final = 2                        # the levels above have 1/2 of the completions
 MARK: Final = 0.02                      # samples are counted until so many are right

@@ -101,7 +101,8 @@ class Workshop:
         outputs = {name: digest_of(manifest_of(path)) for name, path in produced.outputs.items()}
         self.folders |= {digest: produced.outputs[name] for name, digest in outputs.items()}
         self.spent += produced.items
-        return JobResult(produced.values, outputs, Cost(time.monotonic() - began, items=produced.items))
+        cost = Cost(time.monotonic() - began, items=produced.items, tokens=produced.tokens)
+        return JobResult(produced.values, outputs, cost)
 
     def run_all(
         self, specs: Sequence[JobSpec], *, timeout_seconds: float | None = None
@@ -118,7 +119,7 @@ class Workshop:
 @dataclass(frozen=True, slots=True)
 class Climb:
     """Where a search ended: its model in force, how often that moved, how many candidates, items scored of which so
-    many on paths through layers.
+    many on paths through layers. Where data are mixed, the tokens that each cycle saw of every source.
     """
 
     model: str
@@ -126,6 +127,7 @@ class Climb:
     candidates: int
     spent: int
     on_paths: int
+    by_source: tuple[dict[str, int], ...] = ()
 
 
 def climb(

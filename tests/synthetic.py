@@ -54,6 +54,8 @@ class SyntheticRunner:
         self.adjust: Callable[[JobSpec, JsonObject], JsonObject] = lambda spec, values: values
         self.found_pairs: int | None = None
         self.ran: list[JobSpec] = []
+        self.pays: dict[str, float] = {}
+        self.emptied: set[str] = set()
 
     def run(self, spec: JobSpec, *, timeout_seconds: float | None = None) -> JobResult:
         known = self.book.result(spec.digest)
@@ -81,7 +83,7 @@ class SyntheticRunner:
             return nothing_done(spec)
         tokens = steps * step_tokens
         named = [name.removeprefix("data:") for name in spec.inputs if name.startswith("data:")]
-        sources = {name: {"tokens": tokens // 2, "loss_drop": 0.1} for name in named}
+        sources = {name: {"rows": tokens // 20, "tokens": tokens // 2, "loss_drop": 0.1} for name in named}
         values = {"steps": steps, "tokens": tokens, "loss_first": 2.0, "loss_last": 1.0,
                   "stopped": "no tokens" if steps < asked else None, "sources": sources, "learned": {}}
         return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
@@ -106,6 +108,9 @@ class SyntheticRunner:
             "rank_correlation": 0.4, "q_before": [before + n for n in noise],
             "q_after": [after + n + draw.gauss(0, 0.005) for n in noise], "kl": 0.1, "steps": steps,
             "cut": asked - steps, "stopped": "no tokens" if steps < asked else None, "tokens": tokens,
+            "prompts": recipe["batch"] * steps, "replayed": {
+                name[5:]: {"rows": 48 * steps, "tokens": 480 * steps} for name in spec.inputs if name[:5] == "data:"
+            },
         }
         return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
 
@@ -132,6 +137,24 @@ class SyntheticRunner:
     def reward_check(self, spec: JobSpec) -> JobResult:
         values = {"pairs": 40, "prompts": 10, "accuracy": 0.9, "tokens": 100}
         return JobResult(self.adjust(spec, values), {}, Cost(1.0, tokens=100))
+
+    def weigh(self, spec: JobSpec) -> JobResult:
+        named = sorted(name.removeprefix("data:") for name in spec.inputs if name.startswith("data:"))
+        each = min(spec.params["steps"] * spec.params["recipe"]["batch"] * 10, spec.params["max_tokens"] // len(named))
+        gains = {name: self.pays.get(name, 0.01) for name in named} if each else {}
+        weighed = {name: {"gain": gain, "error": 0.001, "rows": each // 10, "tokens": each}
+                   for name, gain in gains.items()}
+        values = {"weighed": weighed, "steps": spec.params["steps"], "tokens": each * len(weighed)}
+        return JobResult(self.adjust(spec, values), {}, Cost(1.0, tokens=each * len(weighed)))
+
+    def select(self, spec: JobSpec) -> JobResult:
+        named = sorted(name for name in spec.inputs if name.startswith("data:"))
+        left = [name for name in named if name.removeprefix("data:") not in self.emptied]
+        outputs = {name: self.keep("data", f"rows-{name[5:]}-{spec.digest[:16]}", {"made_by": spec.digest})
+                   for name in left}
+        sources = {name[5:]: {"rows": 100, "kept": 90 if name in left else 0,
+                              "dropped": {"duplicate": 10 if name in left else 100}} for name in named}
+        return JobResult({"sources": sources}, outputs, Cost(1.0))
 
     def compare(self, spec: JobSpec) -> JobResult:
         draw = random.Random(spec.params["seed"])
@@ -198,12 +221,14 @@ class World:
         self.ledger.append(Entry(Event.GENESIS, "a start"), move=(Channel.WORKING, self.start))
         self.house = House(self.ledger, self.runner, lambda: ALLOWED, "code", 7)
 
-    def cycle(self, loop: Loop, ordinal: int, incumbent: str | None = None, budget: Budget = BUDGET) -> Outcome:
-        """One root cycle on the first model, against `incumbent`, which is made working."""
-        incumbent = incumbent or self.start
+    def cycle(
+        self, loop: Loop, ordinal: int, incumbent: str | None = None, budget: Budget = BUDGET, base: str | None = None
+    ) -> Outcome:
+        """One root cycle on the first model, or on `base`, against `incumbent`, which is made working."""
+        incumbent = incumbent or base or self.start
         if self.ledger.channel(Channel.WORKING) != incumbent:
             self.ledger.append(Entry(Event.OPERATOR, "another test"), move=(Channel.WORKING, incumbent))
-        return run_cycle(self.house, loop, None, ordinal, self.start, incumbent, budget)
+        return run_cycle(self.house, loop, None, ordinal, base or self.start, incumbent, budget)
 
     def state(self, loop: Loop) -> JsonObject:
         found = self.ledger.loop_state(loop.name)

@@ -26,13 +26,19 @@ MOST_TIMEOUTS: Final = 2
 MOST_VALUES: Final = 16
 FEWEST_PAIRS: Final = 8
 """With fewer, a model has too little to learn from in its own answers."""
+WEIGH_ITEMS: Final = 512
+WEIGH_STEPS: Final = 8
+WEIGH_PART: Final = 5
+"""Weighing the sources takes at most one part in so many of a rung's steps, and at least one step a source."""
 
 
 class SegmentLoop(Loop, Protocol):
     """The inner loop: told which segment to run, it is a loop whose next cycle runs it."""
 
     def on(self, assignment: JsonObject) -> Loop:
-        """`assignment`: {"recipe", "checkpoint", "from_step", "steps", "segment", "lineage"}."""
+        """`assignment`: {"recipe", "checkpoint", "from_step", "steps", "segment", "lineage"}, and "sources" where the
+        recipe selects from them.
+        """
         ...
 
 
@@ -132,13 +138,21 @@ class PipelineLoop:
         }
         if chosen.pairs is not None:
             change["pairs"] = chosen.pairs
+        if chosen.seen:
+            change["seen"] = chosen.seen
+        if self._is_weighed(chosen, configurations):
+            change["weigh"] = True
         return Candidate(self.name, change, model, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         if bench.left.tokens <= 0:
             raise JobFailed("the budget has no tokens left to train on", Verdict.TIMED_OUT)
+        change = candidate.change
+        sources, selected = self._selected(change, bench)
         ways = {Stage.SFT: self._train, Stage.DPO: self._prefer, Stage.GRPO: self._reinforce}
-        values = ways[Stage(candidate.change["recipe"]["stage"])](candidate.change, bench)
+        values = ways[Stage(change["recipe"]["stage"])](change, bench, sources)
+        known = {**self.preferences, **sources, OWN: values.get("pairs")}
+        values["data"] = _told(values["sources"], known, selected)
         made = values["model"] != candidate.change["model"]
         if values["model"] == candidate.incumbent or "hopeless" in values:
             return Trial(None, {**values, "comparison": None})
@@ -158,8 +172,13 @@ class PipelineLoop:
             "reached": values["reached"], "complete": values["reached"] >= recipe["steps"],
             "comparison": comparison, "training": values["training"],
         }
+        if values["data"]:
+            evidence["data"] = values["data"]
         lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources")}
         lesson |= {key: values[key] for key in ("pairs", "hopeless") if key in values}
+        lesson |= {"weighed": values.get("weighed", {}), "data": values["data"]}
+        if lesson["weighed"]:
+            evidence["weighed"] = lesson["weighed"]
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
         if comparison is None:
             why = values.get("hopeless", "nothing new came out")
@@ -194,7 +213,7 @@ class PipelineLoop:
         limit = limits.taught(after.recipe, outcome.reason) if outcome.verdict is Verdict.CRASHED else None
         return {
             "studies": [*others, study][-STUDIES_KEPT:], "payoffs": mixture.learned(
-                state["payoffs"], lesson.get("sources") or {}
+                state["payoffs"], lesson.get("weighed") or {}
             ),
             "best": best, "limits": limits.added(state["limits"], limit),
         }
@@ -216,11 +235,53 @@ class PipelineLoop:
         chosen = [stage for stage in order if stage not in hopeless] or order
         return replace(self.settings.space, stages=tuple(chosen), preferences=self._preferred)
 
-    def _train(self, change: JsonObject, bench: Bench) -> JsonObject:
-        """A supervised rung: one job."""
-        return self._course("train", {}, self.sources, change, bench)
+    def _is_weighed(self, chosen: Configuration, configurations: Sequence[Configuration]) -> bool:
+        """Whether the cycle weighs the sources first: supervised training does, once for every base model, where the
+        operator leaves the mixture to what they pay.
+        """
+        named = self.settings.space.defaults[chosen.recipe.stage].mixture
+        mine = any(named.get(name, 0.0) for name in self.sources)
+        seen = any(c.recipe.stage is chosen.recipe.stage and c.step for c in configurations)
+        return chosen.recipe.stage is Stage.SFT and len(self.sources) > 1 and not mine and not seen
 
-    def _prefer(self, change: JsonObject, bench: Bench) -> JsonObject:
+    def _selected(self, change: JsonObject, bench: Bench) -> tuple[dict[str, str], JsonObject]:
+        """What the recipe's selection leaves of the sources (name -> digest), and of each how much it dropped and why.
+
+        All sources are selected from, whatever the mixture, so that recipes that select alike share one job. Raises
+        JobFailed where nothing is left of what the recipe trains on.
+        """
+        recipe = Recipe.from_json(change["recipe"])
+        if recipe.stage is Stage.DPO or recipe.selection.is_whole or not self.sources:
+            return dict(self.sources), {}
+        inputs = {f"data:{name}": digest for name, digest in sorted(self.sources.items())}
+        if recipe.selection.asks_model:
+            inputs["model"] = change["study"]
+        result = bench.job("select", inputs, {"selection": recipe.selection.to_json()})
+        left = {name: result.outputs[f"data:{name}"] for name in self.sources if f"data:{name}" in result.outputs}
+        if not left.keys() & recipe.shares(self.sources).keys():
+            raise JobFailed("the recipe's selection leaves no row of the data that it trains on", Verdict.REFUSED)
+        return left, result.values["sources"]
+
+    def _weighed(self, change: JsonObject, bench: Bench, sources: Mapping[str, str]) -> JsonObject:
+        """{source: what it alone did to the target}; empty where that is not asked for or nothing fits the tokens."""
+        if not change.get("weigh"):
+            return {}
+        rung = (change["to_step"] - change["from_step"]) // (WEIGH_PART * len(sources))
+        inputs = {"model": change["model"], "seal": self.seal}
+        inputs |= {f"data:{name}": digest for name, digest in sorted(sources.items())}
+        params = {
+            "recipe": change["recipe"], "tasks": list(self.targets), "steps": max(1, min(WEIGH_STEPS, rung)),
+            "items": WEIGH_ITEMS, "max_tokens": bench.left.tokens // WEIGH_PART,
+        }
+        found: JsonObject = bench.job("weigh", inputs, params, bench.seed("weigh")).values["weighed"]
+        return found
+
+    def _train(self, change: JsonObject, bench: Bench, sources: Mapping[str, str]) -> JsonObject:
+        """A supervised rung: one job, and before the first one of a base another that weighs the sources."""
+        weighed = self._weighed(change, bench, sources)
+        return {**self._course("train", {}, sources, change, bench), "weighed": weighed}
+
+    def _prefer(self, change: JsonObject, bench: Bench, _: Mapping[str, str]) -> JsonObject:
         """A rung of preferences: one job, which holds on to the base of the study. The pairs that the base makes of its
         own answers are the configuration's, and its first rung pays for them. Where there are too few and the operator
         gave none, the stage is hopeless on this base.
@@ -280,7 +341,7 @@ class PipelineLoop:
             "training": {key: values.get(key) for key in shown},
         }
 
-    def _reinforce(self, change: JsonObject, bench: Bench) -> JsonObject:
+    def _reinforce(self, change: JsonObject, bench: Bench, sources: Mapping[str, str]) -> JsonObject:
         """A reinforcement rung: child cycles, each from the last sound checkpoint; what is not sound is spent.
 
         Where a budget ends one of them the rung is put aside: the steps that it did not do are not spent.
@@ -292,6 +353,7 @@ class PipelineLoop:
         while reached < to_step and bench.left.trials > 0 and bench.left.tokens > 0:
             steps = min(self.settings.segment_steps, to_step - reached)
             segment = self.inner.on({
+                **({"sources": dict(sources)} if dict(sources) != dict(self.sources) else {}),
                 "recipe": change["recipe"], "checkpoint": checkpoint, "from_step": trained, "steps": steps,
                 "segment": reached // self.settings.segment_steps, "lineage": change["config"],
             })
@@ -344,6 +406,7 @@ def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: 
         return replace(
             before, step=lesson["reached"], trained=lesson["trained"], model=lesson["model"],
             checkpoint=lesson["checkpoint"], values=values, timeouts=0, pairs=lesson.get("pairs"),
+            seen=_added(before.seen, lesson.get("data") or {}),
         )
     if outcome.verdict is Verdict.TIMED_OUT and before.timeouts + 1 < MOST_TIMEOUTS:
         return replace(before, timeouts=before.timeouts + 1)
@@ -355,3 +418,26 @@ def _ranked(entries: Sequence[JsonObject], configuration: Configuration, gain: f
     genes = dict(configuration.genes)
     others = [entry for entry in entries if entry["genes"] != genes]
     return sorted([*others, {"genes": genes, "gain": gain}], key=lambda entry: -entry["gain"])[:BEST_KEPT]
+
+
+def _told(trained: JsonObject, sources: Mapping[str, str | None], selected: JsonObject) -> JsonObject:
+    """{source: {"digest", "rows", "tokens"}} of what was trained on here, and "selected" of every source: what the
+    selection kept and dropped. What a segment learned again is told by its own cycle.
+    """
+    used = {name: report for name, report in trained.items() if report["tokens"]}
+    return {
+        name: {
+            "digest": sources.get(name), **{key: used.get(name, {}).get(key, 0) for key in ("rows", "tokens")},
+            **({"selected": selected[name]} if name in selected else {}),
+        }
+        for name in sorted({*used, *selected})
+    }
+
+
+def _added(seen: JsonObject, data: JsonObject) -> JsonObject:
+    """What was seen before and now. A recipe selects once, so a source has the same digest in all its rungs."""
+    more = {
+        name: {**used, **{key: used[key] + seen.get(name, {}).get(key, 0) for key in ("rows", "tokens")}}
+        for name, used in data.items()
+    }
+    return {**seen, **more}

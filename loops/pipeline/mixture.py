@@ -1,7 +1,11 @@
-"""The data mixture: what each source has paid, and shares for the next recipe by an upper confidence bound.
+"""The data mixture: what each source has paid, and shares for the next recipe by upper confidence bounds.
 
-The payoff of a source is the loss it lost per token trained on (DUMP, 2504.09710): what is learned already pays little,
-what has not been tried long enough is given the benefit of the doubt. Pure; the payoffs are a JSON value.
+A source is paid for what it alone does to the target: by how much a few steps on it raise the expected success on
+search items, per token, from the model at hand (the job "weigh"). How fast its own rows are learned pays nothing, else
+a source of wrong answers would be paid for being learnable. All sources are weighed together, so what is known of one
+does not depend on its share. Shares go by exp(bound / TEMPERATURE), exponential weights (Cesa-Bianchi and Lugosi 2006,
+2.2): sources that pay alike share alike, one that does nothing keeps a little, one that harms comes down to the floor.
+Pure; the payoffs are a JSON value.
 """
 
 from __future__ import annotations
@@ -13,39 +17,50 @@ from typing import Final
 from state.records import JsonObject
 
 EXPLORATION: Final = 0.5
+TEMPERATURE: Final = 0.4
 LEAST_SHARE: Final = 0.05
-"""No source falls under this share of an even one: a forgotten source could never show that it pays again."""
+"""No source falls under this share of an even one: it may pay on another model."""
 FADE: Final = 0.9
 """What was learned from older trials counts less with every trial."""
+CLEAR: Final = 2.0
+"""Standard errors beyond which a gain is no accident."""
 
 
-def learned(payoffs: JsonObject, sources: Mapping[str, Mapping[str, float]]) -> JsonObject:
-    """The payoffs after one trial that reports, per source, "tokens" and "loss_drop"."""
+def learned(payoffs: JsonObject, weighed: Mapping[str, Mapping[str, float]]) -> JsonObject:
+    """The payoffs after one weighing that reports, per source, "gain", "error" and "tokens".
+
+    {source: {"payoff", "trials"}}: a mean between -1 and 1, and how many trials it counts for. 1 is the best source of
+    a trial, or twice the error where no gain was clear. Entries of another form are forgotten.
+    """
     faded = {
-        name: {"payoff": entry["payoff"], "tokens": entry["tokens"] * FADE} for name, entry in sorted(payoffs.items())
+        name: {"payoff": entry["payoff"], "trials": entry["trials"] * FADE}
+        for name, entry in sorted(payoffs.items()) if "trials" in entry
     }
-    for name, report in sorted(sources.items()):
-        tokens = float(report.get("tokens", 0))
-        drop = float(report.get("loss_drop") or 0.0)
-        if tokens <= 0 or not math.isfinite(drop):
-            continue
-        old = faded.get(name, {"payoff": 0.0, "tokens": 0.0})
-        total = old["tokens"] + tokens
-        faded[name] = {"payoff": (old["payoff"] * old["tokens"] + drop) / total, "tokens": total}
+    found = {
+        name: (report["gain"] / report["tokens"], report["error"] / report["tokens"])
+        for name, report in sorted(weighed.items())
+        if report["tokens"] > 0 and math.isfinite(report["gain"]) and math.isfinite(report["error"])
+    }
+    noise = CLEAR * max((error for _, error in found.values()), default=0.0)
+    best = max((rate for rate, _ in found.values()), default=0.0)
+    unit = best if best > noise else max([noise, *(abs(rate) for rate, _ in found.values())])
+    for name, (rate, _) in found.items():
+        old = faded.get(name, {"payoff": 0.0, "trials": 0.0})
+        paid = max(-1.0, min(1.0, rate / unit)) if unit > 0 else 0.0
+        trials = old["trials"] + 1.0
+        faded[name] = {"payoff": old["payoff"] + (paid - old["payoff"]) / trials, "trials": trials}
     return faded
 
 
 def bounds(payoffs: JsonObject, sources: Iterable[str]) -> dict[str, float]:
-    """Upper confidence bound of each source; payoffs are scaled to a best of 1, an untried source gets the top."""
+    """Upper confidence bound of each source (UCB1, Auer et al. 2002); one that was never weighed gets the top."""
     names = sorted(sources)
-    tried = {name: payoffs[name] for name in names if payoffs.get(name, {}).get("tokens", 0.0) > 0}
+    tried = {name: payoffs[name] for name in names if payoffs.get(name, {}).get("trials", 0.0) > 0}
     if not tried:
         return dict.fromkeys(names, 1.0)
-    best = max((entry["payoff"] for entry in tried.values()), default=0.0)
-    total = sum(entry["tokens"] for entry in tried.values())
+    most = max(entry["trials"] for entry in tried.values())
     scored = {
-        name: max(0.0, entry["payoff"] / best if best > 0 else 0.0)
-        + EXPLORATION * math.sqrt(math.log(1.0 + total / entry["tokens"]))
+        name: entry["payoff"] + EXPLORATION * math.sqrt(math.log(1.0 + most) / entry["trials"])
         for name, entry in tried.items()
     }
     top = max(scored.values())
@@ -53,11 +68,14 @@ def bounds(payoffs: JsonObject, sources: Iterable[str]) -> dict[str, float]:
 
 
 def shares(payoffs: JsonObject, sources: Iterable[str], tilt: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Shares that sum to 1, in proportion to the bounds times exp(tilt); {} where there are no sources."""
-    scored = {name: value * math.exp((tilt or {}).get(name, 0.0)) for name, value in bounds(payoffs, sources).items()}
+    """Shares that sum to 1, by the bounds and times exp(tilt); {} where there are no sources."""
+    scored = bounds(payoffs, sources)
     if not scored:
         return {}
-    total = sum(scored.values())
-    floor = LEAST_SHARE / len(scored)
-    raw = {name: max(floor, value / total if total > 0 else 1.0 / len(scored)) for name, value in scored.items()}
-    return {name: value / sum(raw.values()) for name, value in raw.items()}
+    top = max(scored.values())
+    raw = {
+        name: math.exp((bound - top) / TEMPERATURE + (tilt or {}).get(name, 0.0)) for name, bound in scored.items()
+    }
+    floor = LEAST_SHARE / len(raw)
+    held = {name: max(floor, weight / sum(raw.values())) for name, weight in raw.items()}
+    return {name: share / sum(held.values()) for name, share in held.items()}

@@ -57,6 +57,64 @@ class Adapter:
     alpha: float = 32.0
 
 
+class Deduplicate(StrEnum):
+    NONE = "none"
+    EXACT = "exact"
+    NEAR = "near"
+
+
+Band = tuple[float, float]
+"""Two quantiles: what lies between them is kept."""
+WHOLE: Final[Band] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows of each source are trained on; by default all of them.
+
+    One after the other: duplicates within a source (`exact` after normalising, `near` by their shingles as well) go
+    but for the first; `length` is a band of quantiles of the number of words; `quality` the share that is kept, best
+    first, by a fixed heuristic; `perplexity` a band of quantiles of the answer's mean loss under the study's base
+    model.
+    """
+
+    deduplicate: Deduplicate = Deduplicate.NONE
+    length: Band = WHOLE
+    quality: float = 1.0
+    perplexity: Band = WHOLE
+
+    def __post_init__(self) -> None:
+        for name in ("length", "perplexity"):
+            band = getattr(self, name)
+            if len(band) != 2 or not 0 <= band[0] < band[1] <= 1:
+                raise ValueError(f"recipe: selection.{name} must be two quantiles, the first below the second")
+        if not 0 < self.quality <= 1:
+            raise ValueError("recipe: selection.quality must be above 0 and at most 1")
+
+    @property
+    def is_whole(self) -> bool:
+        return self == EVERYTHING
+
+    @property
+    def asks_model(self) -> bool:
+        return self.perplexity != WHOLE
+
+    def to_json(self) -> JsonObject:
+        return {
+            "deduplicate": str(self.deduplicate), "length": list(self.length), "quality": self.quality,
+            "perplexity": list(self.perplexity),
+        }
+
+    @classmethod
+    def from_json(cls, body: JsonObject) -> Selection:
+        """ValueError or TypeError for what is unknown or out of range."""
+        bands = {name: tuple(body.get(name, WHOLE)) for name in ("length", "perplexity")}
+        return cls(**{**body, **bands, "deduplicate": Deduplicate(body.get("deduplicate", Deduplicate.NONE))})
+
+
+EVERYTHING: Final = Selection()
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How one stage of training is done.
@@ -66,6 +124,7 @@ class Recipe:
     source its share (they need not sum to 1; none: all sources alike). `replay` weighs the cross-entropy on those
     sources during grpo, `success_replay` that on the model's own right answers; `temperature` and `group` are grpo's
     too. `beta` holds the model near the reference: the weight of grpo's KL term, or the scale of dpo's `loss`.
+    `selection` says which rows of the sources count; where it is all of them the JSON does not mention it.
     """
 
     stage: Stage
@@ -82,6 +141,7 @@ class Recipe:
     beta: float = 0.0
     success_replay: float = 0.3
     loss: Loss = Loss.SIGMOID
+    selection: Selection = EVERYTHING
 
     def __post_init__(self) -> None:
         for name, good, rule in (
@@ -137,6 +197,10 @@ class Recipe:
             del body["loss"]                    # no other stage has one: a recipe from before there was reads the same
         body["adapter"]["kind"] = str(self.adapter.kind)
         body["mixture"] = dict(self.mixture)
+        if self.selection.is_whole:
+            del body["selection"]
+        else:
+            body["selection"] = self.selection.to_json()
         return body
 
     @classmethod
@@ -151,6 +215,7 @@ class Recipe:
                 "adapter": Adapter(**{**adapter, "kind": AdapterKind(adapter.get("kind", AdapterKind.NONE))}),
                 "mixture": dict(body.get("mixture", {})),
                 "loss": Loss(body.get("loss", Loss.SIGMOID)),
+                "selection": Selection.from_json(body.get("selection", {})),
             })
         except (KeyError, TypeError) as error:
             raise ValueError(f"recipe: {error}") from error

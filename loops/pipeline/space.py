@@ -13,7 +13,18 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from loops.pipeline.mixture import shares
-from loops.pipeline.recipe import DEFAULTS, Adapter, AdapterKind, Loss, Recipe, Schedule, Stage
+from loops.pipeline.recipe import (
+    DEFAULTS,
+    Adapter,
+    AdapterKind,
+    Band,
+    Deduplicate,
+    Loss,
+    Recipe,
+    Schedule,
+    Selection,
+    Stage,
+)
 from state.records import JsonObject
 
 Gene = float | int | str
@@ -47,7 +58,10 @@ class Choice:
 class Ranges:
     """How far a recipe may vary from its stage's default; the default itself is always allowed.
 
-    `learning_rate`, `batch`, `group` and `replay` are factors on the default; the rest are the values themselves.
+    `learning_rate`, `batch`, `group` and `replay` are factors on the default; `tilt` is how far a source's weight in
+    the mixture may be moved, as the exponent of a factor either way; the rest are the values themselves.
+    Which rows are trained on (`deduplicate`, `lengths`, `qualities`, `perplexities`) varies only where options are
+    given.
     """
 
     learning_rate: tuple[float, float] = (0.2, 3.0)
@@ -63,6 +77,11 @@ class Ranges:
     betas: tuple[float, ...] = (0.0, 0.02)
     dpo_betas: tuple[float, ...] = (0.03, 0.1, 0.3)
     losses: tuple[Loss, ...] = (Loss.SIGMOID, Loss.HINGE, Loss.IPO)
+    tilt: float = MOST_TILT
+    deduplicate: tuple[Deduplicate, ...] = ()
+    lengths: tuple[Band, ...] = ()
+    qualities: tuple[float, ...] = ()
+    perplexities: tuple[Band, ...] = ()
 
 
 RANGES: Final = Ranges()
@@ -102,22 +121,36 @@ class Space:
                 "beta": _choice(default.beta, ranges.dpo_betas),
                 "loss": _choice(str(default.loss), [str(loss) for loss in ranges.losses]),
             }
+        found |= {} if stage is Stage.DPO else self._selecting(stage)
         if found["adapter"] == Choice((str(AdapterKind.NONE),)):
             del found["rank"], found["alpha_by_rank"]
         own = self.sources(stage, sources)
-        if len(own) > 1:
-            found |= {f"tilt:{source}": Span(-MOST_TILT, MOST_TILT) for source in own}
+        if len(own) > 1 and ranges.tilt > 0:
+            found |= {f"tilt:{source}": Span(-ranges.tilt, ranges.tilt) for source in own}
         return {f"{stage}.{name}": gene for name, gene in found.items()}
 
     def sources(self, stage: Stage, sources: Sequence[str]) -> list[str]:
         """Those of the sources that a stage learns from, sorted."""
         return sorted(source for source in sources if (source in self.preferences) == (stage is Stage.DPO))
 
+    def _selecting(self, stage: Stage) -> dict[str, Choice]:
+        """The genes of the selection: those with more than one option. Older states know of none."""
+        ranges = self.ranges
+        options: dict[str, list[Gene]] = {
+            "deduplicate": [str(kind) for kind in ranges.deduplicate], "length": list(map(_band, ranges.lengths)),
+            "quality": list(ranges.qualities), "perplexity": list(map(_band, ranges.perplexities)),
+        }
+        default = _selection_genes(self.defaults[stage].selection)
+        found = {name: _choice(default[name], given) for name, given in options.items()}
+        return {name: choice for name, choice in found.items() if len(choice.options) > 1}
+
     def check(self) -> None:
         """ValueError names the first gene of a stage whose range leaves what a recipe may hold.
 
         Every gene has a rule of its own, so its ends around the default stand for all points.
         """
+        if not 0 <= self.ranges.tilt < math.inf:
+            raise ValueError("ranges: tilt must be at least 0 and finite")
         for stage in self.stages:
             start = self.default_genes(stage, ())
             for name, gene in self.genes(stage, ()).items():
@@ -135,6 +168,7 @@ class Space:
             "schedule": str(recipe.schedule), "adapter": str(recipe.adapter.kind), "rank": recipe.adapter.rank,
             "alpha_by_rank": recipe.adapter.alpha / recipe.adapter.rank, "replay": 1.0,
             "temperature": recipe.temperature, "group": 1.0, "beta": recipe.beta, "loss": str(recipe.loss),
+            **_selection_genes(recipe.selection),
         }
         return {
             name: point.get(name.removeprefix(f"{stage}."), 0.0) for name in self.genes(stage, sources)
@@ -162,6 +196,9 @@ class Space:
             beta=float(gene("beta", default.beta)),
             loss=Loss(str(gene("loss", str(default.loss)))),
             mixture=self._mixture(default, genes, self.sources(stage, sources), payoffs),
+            selection=_selection({
+                name: gene(name, otherwise) for name, otherwise in _selection_genes(default.selection).items()
+            }),
         )
 
     def _mixture(self, default: Recipe, genes: Genes, sources: Sequence[str], payoffs: JsonObject) -> dict[str, float]:
@@ -178,3 +215,30 @@ class Space:
 def _choice(default: Gene, options: Sequence[Gene]) -> Choice:
     """The options with the default among them, in a fixed order: its own if it is new, first."""
     return Choice(tuple(options) if default in options else (default, *options))
+
+
+def _selection_genes(selection: Selection) -> Genes:
+    """A selection as genes."""
+    return {
+        "deduplicate": str(selection.deduplicate), "length": _band(selection.length), "quality": selection.quality,
+        "perplexity": _band(selection.perplexity),
+    }
+
+
+def _selection(genes: Genes) -> Selection:
+    """The selection that `_selection_genes` tells of."""
+    return Selection(
+        Deduplicate(str(genes["deduplicate"])), _band_of(genes["length"]), float(genes["quality"]),
+        _band_of(genes["perplexity"]),
+    )
+
+
+def _band_of(gene: Gene) -> Band:
+    low, high = str(gene).split(" to ")
+    return float(low), float(high)
+
+
+def _band(band: Band) -> str:
+    """A band as a gene; `repr` gives the same number back."""
+    low, high = band
+    return f"{float(low)!r} to {float(high)!r}"

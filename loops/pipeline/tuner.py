@@ -8,7 +8,7 @@ Optuna study is rebuilt from them each time, in memory. Invariant: a configurati
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from loops.pipeline.limits import forbidden
@@ -34,7 +34,8 @@ class Configuration:
     `step` is how much of its budget is spent; `trained` the step at which its `model` and `checkpoint` stand, less
     where a segment was rejected; `values` the objective at the end of each rung it finished; `failed` the reason why
     it will not go on; `timeouts` how often in a row a budget ended it; `pairs` the artefact of the pairs that its base
-    made for it ("" where those were too few); `hopeless` that it failed as every recipe of its stage would.
+    made for it ("" where those were too few); `hopeless` that it failed as every recipe of its stage would;
+    `seen` the data that it was trained on so far.
     """
 
     id: str
@@ -49,13 +50,14 @@ class Configuration:
     timeouts: int = 0
     pairs: str | None = None
     hopeless: bool = False
+    seen: JsonObject = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
         return {
             "id": self.id, "recipe": self.recipe.to_json(), "genes": dict(self.genes), "step": self.step,
             "trained": self.trained, "model": self.model,
             "checkpoint": self.checkpoint, "values": list(self.values), "failed": self.failed,
-            "timeouts": self.timeouts, "pairs": self.pairs, "hopeless": self.hopeless,
+            "timeouts": self.timeouts, "pairs": self.pairs, "hopeless": self.hopeless, "seen": self.seen,
         }
 
     @classmethod

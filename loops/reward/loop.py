@@ -81,7 +81,8 @@ class RewardLoop:
     """Satisfies `loops.loop.Loop` once `on` has told it which segment to run.
 
     `targets` are task specs as JSON, `seal` the digest of the sealed item ids, `sources` the data sources of the
-    replay term (name -> digest). `assignment` is {"recipe", "checkpoint", "from_step", "steps", "segment", "lineage"}.
+    replay term (name -> digest), unless the `assignment` brings others. That is {"recipe", "checkpoint", "from_step",
+    "steps", "segment", "lineage"} and may have "sources".
     """
 
     settings: RewardSettings
@@ -115,6 +116,8 @@ class RewardLoop:
             "from_step": task["from_step"], "steps": task["steps"], "segment": task["segment"],
             "lineage": task["lineage"], "control": shaping.is_zero or not self._proven(state, shaping),
         }
+        if "sources" in task:
+            change["sources"] = task["sources"]
         if brought := sources(self.settings.allowed):
             change["features"] = brought
         return Candidate(self.name, change, base, incumbent)
@@ -180,6 +183,12 @@ class RewardLoop:
             "q_after": q, "best_q": trial.values["best_q"],
             "shaped_failed": shaped.get("failed") if shaped else None, "learned": learned,
             "trace": traces(arms),
+            "data": {
+                name: {"digest": _replayed(candidate.change, self.sources).get(name), **used}
+                for name, used in values.get("replayed", {}).items()
+            },
+            "tasks": [task["name"] for task in self.targets],
+            "prompts": values.get("prompts"),
             **{key: values.get(key) for key in ("success", "groups", "mixed_groups", "kl", "steps", "stopped")},
         }
         lesson = {
@@ -240,7 +249,7 @@ class RewardLoop:
         if learned and learned["model"] is not None:
             inputs["reward_model"] = learned["model"]
             evidence = evidence.forgetting(LEARNED) if learned["trained"] else evidence
-        inputs |= {f"data:{name}": digest for name, digest in sorted(self.sources.items())}
+        inputs |= {f"data:{name}": digest for name, digest in sorted(_replayed(change, self.sources).items())}
         if change["checkpoint"] is not None:
             inputs["checkpoint"] = change["checkpoint"]
         params = {
@@ -285,6 +294,12 @@ def _standing(state: JsonObject, shaping: Shaping, segments: int, outcome: Outco
     if seen["arm"] == "shaped":
         return {"proven": {"weights": dict(shaping.weights), "until": segments + PROVEN_SEGMENTS}, "resting": resting}
     return {"proven": None, "resting": segments + RESTING_SEGMENTS}
+
+
+def _replayed(change: JsonObject, sources: Mapping[str, str]) -> Mapping[str, str]:
+    """The sources of a segment's replay: those that a recipe selected, where it did."""
+    found: Mapping[str, str] = change.get("sources", sources)
+    return found
 
 
 def arm_of(result: JobResult | JobFailed) -> JsonObject:

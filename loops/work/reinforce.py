@@ -6,7 +6,8 @@ params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_see
          proxy_strength, references, max_tokens (None: no cap)
 outputs  model (adapter merged), checkpoint
 values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, canaries, disagreement,
-         q_before, q_after, kl, entropy, tokens, steps, cut, stopped, learned
+         q_before, q_after, kl, entropy, tokens, steps, cut, stopped, learned, prompts,
+         replayed {source: {"rows", "tokens"}}
 
 Without references (tasks in which several answers are right) there is no q. "canaries" names the junk answers that a
 target's verifier takes for right; "disagreement" is the share of the answers about which a second verifier is of
@@ -43,7 +44,7 @@ from loops.work.learner import Learner, load_learner, schedule, standing, take_u
 from loops.work.marking import Marking, Question, Record
 from loops.work.replay import DATA_ROWS, Replay
 from loops.work.reward_model import load_judge
-from loops.work.rows import answer_log_p, mixed, read_rows, tokenise
+from loops.work.rows import answer_log_p, mixed, read_rows, tokenise, used_of
 from loops.work.stops import out_of_tokens, reason_to_stop
 from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
 from safety.yardstick.items import TaskSpec
@@ -51,7 +52,7 @@ from safety.yardstick.scoring import expected_success
 from safety.yardstick.tasks import Seal
 from safety.yardstick.verifiers import canaries
 from state.jobs import Desk, JobSpec, Produced
-from state.records import seed_from
+from state.records import JsonObject, seed_from
 
 PROBE_ITEMS = 256
 SAVE_STEPS = 20
@@ -251,6 +252,15 @@ def _replay(errand: Errand, desk: Desk, learner: Learner, record: Record) -> Rep
     )
 
 
+def _replayed(errand: Errand, desk: Desk, learner: Learner, record: Record) -> JsonObject:
+    """How much of each source the steps that were done learned again."""
+    rows, recipe, done = read_rows(desk.inputs), errand.recipe, range(errand.steps.start, record.step)
+    if not rows.sources or recipe.replay <= 0:
+        return {}
+    places = mixed(rows, recipe.shares(rows.sources), DATA_ROWS, done, seed_from(errand.seed, "replay"))
+    return used_of(rows, tokenise(rows, places.reshape(-1).tolist(), learner.tokenizer), places.reshape(-1).tolist())
+
+
 def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, record: Record) -> Produced:
     outputs = {"model": desk.folder / "model", "checkpoint": desk.folder / "checkpoint"}
     q_after = _expected(learner, exercises)
@@ -265,6 +275,7 @@ def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, 
         "q_after": q_after, "kl": record.kl[-1] if record.kl else 0.0, "entropy": record.entropy,
         "tokens": record.tokens,
         "stopped": record.stopped, "learned": {"micro_batch": record.micro_batch} if record.micro_batch else {},
+        "prompts": errand.recipe.batch * len(record.truth), "replayed": _replayed(errand, desk, learner, record),
     }
     return Produced(values, outputs, items=len(record.truths), tokens=record.tokens)
 

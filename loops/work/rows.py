@@ -150,6 +150,12 @@ def mixed(rows: Rows, shares: Mapping[str, float], batch: int, steps: range, see
     return places.reshape(steps.stop, batch)[steps.start:]
 
 
+def used_of(rows: Rows, tokens: Tokens, places: Sequence[int]) -> dict[str, dict[str, int]]:
+    """{source: {"rows", "tokens"}} of what stands at these places, repetitions counted."""
+    mine = {name: [place for place in places if place in held] for name, held in rows.sources.items()}
+    return {name: {"rows": len(held), "tokens": tokens.count(held)} for name, held in mine.items() if held}
+
+
 def answer_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy over the labelled tokens; the head runs only where some row has a label."""
     labels = batch["labels"][:, 1:]

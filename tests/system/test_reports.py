@@ -56,7 +56,8 @@ def test_one_line_has_id_verdict_and_reason(finished: Path) -> None:
 @pytest.mark.parametrize(("words", "said"), [
     (("log", "--loop", "house"), "one of architecture, pipeline, reward"), (("log", "--since", "soon"), "--since soon"),
     (("log", "--verdict", "GOOD"), "one of PROMOTED"), (("show", "4711"), "there is no row 4711"),
-    (("show", "x"), "'ID'"), (("show", "9" * 30), "'ID'"), (("diff", "2", "9" * 30), "no model came out of row 2"),
+    (("show", "x"), "not a row, a channel or a known digest"), (("show", "9" * 30), "not a row, a channel"),
+    (("diff", "2", "9" * 30), "no model came out of row 2"),
     (("lineage", "abcdef123"), "not a row, a channel or a known digest"), (("log", "--bogus"), "No such option"),
     (("nonsense",), "No such command"), (("export", "stable", "models"), "not an empty folder"),
     (("log", "--config", "nowhere.toml"), "nowhere.toml does not exist"), (("pause",), "kaizend is not running"),
@@ -76,6 +77,20 @@ def test_show_tells_the_whole_story_of_a_cycle(finished: Path) -> None:
     words = kaizend(finished, "show", str(trained.id)).stdout
     assert trained.reason in words
     assert trained.hash in words
+
+
+def test_show_tells_which_data_the_stable_model_saw_and_how_much(finished: Path) -> None:
+    body = asked(finished, "show", "stable")
+    assert body["model"] == channels(finished)["stable"]
+    given = rows(finished)[0].change["data"]
+    assert all(entry["given"] == entry["digest"] == given[entry["source"]] for entry in body["data"]["sources"])
+    trained = [row for row in rows(finished) if row.event == "closed" and row.evidence.get("data")]
+    assert trained
+    for row in trained:
+        data = asked(finished, "show", str(row.id))["data"]
+        seen = {entry["source"]: entry for entry in data["sources"]} if row.result else row.evidence["data"]
+        for name, used in row.evidence["data"].items():
+            assert seen[name]["tokens"] >= used["tokens"] > 0 < used["rows"] <= seen[name]["rows"]
 
 
 def test_diff_compares_rows_and_models(finished: Path) -> None:

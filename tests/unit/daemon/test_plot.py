@@ -116,13 +116,13 @@ def test_the_command_draws_the_lineage_of_a_cycle_in_the_ledger(
     monkeypatch.setattr("daemon.reports.places_of", lambda config: Places)
     with Reading(Places.database) as reading:
         closed = [each for each in reading.rows(limit=99) if each.event == "closed"]
-    plot_report(None, closed[0].id, tmp_path / "one.svg", as_json=False)
+    plot_report(None, str(closed[0].id), tmp_path / "one.svg", as_json=False)
     assert "2 segments of lineage one" in capsys.readouterr().out
     said = words((tmp_path / "one.svg").read_text())
     assert f"lineage one: 2 segments, rows {closed[0].id} to {closed[1].id}" in said
-    plot_report(None, int(closed[2].cycle or 0), tmp_path / "other.svg", as_json=True)
+    plot_report(None, str(closed[2].cycle or 0), tmp_path / "other.svg", as_json=True)
     assert f'"segments": [{closed[2].id}]' in capsys.readouterr().out
     with pytest.raises(UserError, match="belongs to no reward cycle"):
-        plot_report(None, 1, tmp_path / "none.svg", as_json=False)
+        plot_report(None, "1", tmp_path / "none.svg", as_json=False)
     with pytest.raises(UserError, match="cannot be written"):
-        plot_report(None, closed[0].id, tmp_path / "nowhere" / "a.svg", as_json=False)
+        plot_report(None, str(closed[0].id), tmp_path / "nowhere" / "a.svg", as_json=False)

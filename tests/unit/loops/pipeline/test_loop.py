@@ -15,7 +15,7 @@ from synthetic import BUDGET, World
 from loops.cycle import run_cycle
 from loops.loop import Bench
 from loops.pipeline.loop import MOST_VALUES, PipelineLoop, PipelineSettings
-from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, Stage
+from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, Deduplicate, Selection, Stage
 from loops.pipeline.space import Ranges
 from loops.reward.loop import RewardLoop, RewardSettings
 from state.jobs import JobFailed, Parked
@@ -55,6 +55,79 @@ def test_the_first_cycle_trains_the_default_recipes_first_rung_and_compares_with
     assert compare.params["tasks"] == BODY
     assert outcome.evidence["comparison"]["n"] == 512
     assert kinds(world)[:2] == ["train", "compare"]
+
+
+def learning(world: World, **settings) -> PipelineLoop:
+    """The mixture is left to what the sources pay."""
+    return pipeline(world, stages=(Stage.SFT,), sft=replace(QUICK_SFT, mixture={}), **settings)
+
+
+def test_sources_are_weighed_once_for_each_base_and_the_next_recipe_goes_by_it(world):
+    world.runner.pays = {"a": 0.05, "b": -0.1}
+    loop = learning(world)
+    first = world.cycle(loop, 0)
+    assert kinds(world)[:3] == ["weigh", "train", "compare"]
+    assert world.runner.ran[0].inputs == {"model": world.start, "seal": "seal", "data:a": "a" * 64, "data:b": "b" * 64}
+    assert first.evidence["weighed"]["b"]["gain"] == -0.1
+    world.cycle(loop, 1)
+    assert kinds(world).count("weigh") == 1
+    mixtures = [spec.params["recipe"]["mixture"] for spec in world.runner.ran if spec.kind == "train"]
+    assert mixtures[0] == {"a": 0.5, "b": 0.5}
+    assert mixtures[1]["b"] < 0.1
+    assert loop.propose(world.state(loop), "f" * 64, "f" * 64, 1).change["weigh"] is True
+
+
+def test_where_the_operator_names_shares_nothing_is_weighed(world):
+    world.cycle(pipeline(world, stages=(Stage.SFT,)), 0)
+    assert "weigh" not in kinds(world)
+
+
+NEAR = Selection(Deduplicate.NEAR)
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.GRPO])
+def test_what_a_recipe_selects_is_what_is_trained_on_and_learned_again(world, stage):
+    recipes = {"sft": replace(QUICK_SFT, selection=NEAR), "grpo": replace(QUICK_GRPO, selection=NEAR)}
+    loop = pipeline(world, stages=(stage,), **recipes)
+    outcome = world.cycle(loop, 0)
+    world.cycle(loop, 1)
+    select, *others = world.runner.ran
+    assert (select.kind, kinds(world).count("select")) == ("select", 1)
+    assert select.inputs == {"data:a": "a" * 64, "data:b": "b" * 64}
+    chosen = world.runner.book.result(select.digest).outputs
+    for spec in (spec for spec in others if spec.kind in ("train", "segment")):
+        assert {name: digest for name, digest in spec.inputs.items() if name[:5] == "data:"} == chosen
+    told = outcome.evidence["data"]["a"]
+    assert told["digest"] == chosen["data:a"]
+    assert told["selected"] == {"rows": 100, "kept": 90, "dropped": {"duplicate": 10}}
+    assert bool(told["tokens"]) == (stage is Stage.SFT)
+
+
+def test_only_a_band_of_perplexity_asks_the_base_of_the_study(world):
+    loop = pipeline(world, stages=(Stage.SFT,), sft=replace(QUICK_SFT, selection=Selection(perplexity=(0.1, 0.9))))
+    world.cycle(loop, 0)
+    assert world.runner.ran[0].inputs["model"] == world.start
+
+
+def test_a_selection_that_leaves_nothing_is_refused_in_words_and_one_that_leaves_a_source_goes_on(world):
+    loop = pipeline(world, stages=(Stage.SFT,), sft=replace(QUICK_SFT, selection=NEAR))
+    world.runner.emptied = {"a"}
+    assert world.cycle(loop, 0).verdict in (Verdict.PROMOTED, Verdict.REJECTED)
+    assert [name for name in world.runner.ran[1].inputs if name[:5] == "data:"] == ["data:b"]
+    empty = pipeline(world, stages=(Stage.SFT,), sft=replace(QUICK_SFT, mixture={"a": 1.0}, selection=NEAR))
+    outcome = world.cycle(empty, 1)
+    assert outcome.verdict is Verdict.REFUSED
+    assert outcome.reason == "the recipe's selection leaves no row of the data that it trains on"
+    assert kinds(world).count("train") == 1
+
+
+def test_a_configuration_remembers_what_it_was_trained_on_rung_after_rung(world):
+    loop = pipeline(world, stages=(Stage.SFT,), eta=2)
+    for ordinal in range(8):
+        world.cycle(loop, ordinal)
+    climbed = max(world.state(loop)["studies"][0]["configurations"], key=lambda c: c["step"])
+    assert len(climbed["values"]) > 1
+    assert climbed["seen"]["a"]["tokens"] == climbed["step"] * climbed["recipe"]["batch"] * 10 // 2
 
 
 def test_a_clear_gain_is_promoted_and_a_loss_is_rejected(tmp_path):
@@ -245,7 +318,7 @@ def test_a_recipe_that_a_bound_refuses_is_not_proposed_again(world):
 
 
 def test_a_new_base_model_has_a_study_of_its_own_and_keeps_what_was_learned(world):
-    loop = pipeline(world, stages=(Stage.SFT,))
+    loop = learning(world)
     outcome = world.cycle(loop, 0)
     state = world.state(loop)
     other = loop.propose(state, "f" * 64, "f" * 64, 1)

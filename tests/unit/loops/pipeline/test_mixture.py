@@ -1,4 +1,4 @@
-"""Shares follow what the sources pay, and nothing is forgotten."""
+"""Shares follow what the sources do to the target, and nothing is forgotten."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import pytest
 from loops.pipeline.mixture import LEAST_SHARE, learned, shares
 
 
-def trials(count: int, **drops: float):
+def weighed(error: float = 0.001, tokens: int = 1000, **gains: float) -> dict[str, dict[str, float]]:
+    return {name: {"gain": gain, "error": error, "tokens": tokens} for name, gain in gains.items()}
+
+
+def trials(count: int, error: float = 0.001, **gains: float) -> dict:
     payoffs: dict = {}
     for _ in range(count):
-        payoffs = learned(payoffs, {name: {"tokens": 1000, "loss_drop": drop} for name, drop in drops.items()})
+        payoffs = learned(payoffs, weighed(error, **gains))
     return payoffs
 
 
@@ -19,10 +23,33 @@ def test_before_any_trial_all_sources_are_alike():
     assert shares({}, []) == {}
 
 
-def test_the_source_that_pays_gets_the_larger_share():
-    found = shares(trials(5, a=1.0, b=0.1), ["a", "b"])
-    assert found["a"] > 0.6
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_source_that_pays_gets_the_larger_share_and_one_that_harms_under_a_tenth(count):
+    found = shares(trials(count, useful=0.04, useless=0.0, harmful=-0.1), ["useful", "useless", "harmful"])
+    assert found["useful"] > 0.8 > found["useless"] > found["harmful"]
+    assert found["harmful"] < 0.1
     assert sum(found.values()) == pytest.approx(1.0)
+
+
+def test_a_source_that_harms_falls_under_a_tenth_also_where_no_gain_is_clear():
+    payoffs = trials(1, error=0.015, useful=0.009, useless=-0.016, harmful=-0.104)
+    found = shares(payoffs, ["useful", "useless", "harmful"])
+    assert found["harmful"] < 0.1 < found["useless"] < found["useful"]
+
+
+def test_gains_within_their_error_leave_the_shares_close_together():
+    found = shares(trials(1, error=0.1, a=0.02, b=-0.02), ["a", "b"])
+    assert 0.35 < found["b"] < found["a"] < 0.65
+
+
+def test_sources_that_pay_alike_share_alike_whatever_the_scale_of_a_trial():
+    payoffs = learned(learned({}, weighed(a=1e-4, b=1e-4, error=1e-6)), weighed(a=0.5, b=0.5))
+    assert shares(payoffs, ["a", "b"]) == pytest.approx({"a": 0.5, "b": 0.5})
+
+
+def test_what_is_paid_is_paid_per_token():
+    payoffs = learned({}, {**weighed(short=0.05, tokens=500), **weighed(long=0.05, tokens=1000)})
+    assert payoffs["long"]["payoff"] == pytest.approx(0.5 * payoffs["short"]["payoff"])
 
 
 def test_a_source_that_pays_nothing_keeps_a_floor():
@@ -34,10 +61,17 @@ def test_an_untried_source_gets_the_benefit_of_the_doubt():
     assert found["b"] == pytest.approx(found["a"])
 
 
-def test_the_bound_shrinks_with_tokens_so_that_of_two_equal_payers_the_less_tried_one_is_preferred():
-    payoffs = learned(trials(9, a=0.5), {"b": {"tokens": 10, "loss_drop": 0.5}})
+def test_the_bound_shrinks_with_trials_so_that_of_two_equal_payers_the_less_tried_one_is_preferred():
+    payoffs = learned(trials(9, a=0.5), weighed(b=0.5))
     found = shares(payoffs, ["a", "b"])
     assert found["b"] > found["a"]
+
+
+def test_what_a_source_did_later_counts_more_than_what_it_did_first():
+    turned = trials(5, a=0.1, b=-0.1)
+    for _ in range(8):
+        turned = learned(turned, weighed(a=-0.1, b=0.1))
+    assert shares(turned, ["a", "b"])["b"] > 0.5
 
 
 def test_a_tilt_moves_shares():
@@ -45,4 +79,10 @@ def test_a_tilt_moves_shares():
 
 
 def test_what_is_no_number_teaches_nothing():
-    assert learned({}, {"a": {"tokens": 10, "loss_drop": float("nan")}, "b": {"tokens": 0, "loss_drop": 1.0}}) == {}
+    assert learned({}, {**weighed(a=float("nan")), **weighed(b=1.0, tokens=0)}) == {}
+
+
+def test_payoffs_by_the_loss_on_own_rows_are_forgotten():
+    old = {"a": {"payoff": 3.0, "tokens": 1000.0}, "b": {"payoff": 0.1, "tokens": 10.0}}
+    assert shares(old, ["a", "b"]) == {"a": 0.5, "b": 0.5}
+    assert learned(old, weighed(a=0.1)).keys() == {"a"}

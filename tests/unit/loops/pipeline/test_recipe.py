@@ -8,11 +8,24 @@ from dataclasses import replace
 
 import pytest
 
-from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, AdapterKind, Loss, Recipe, Schedule, Stage
+from loops.pipeline.recipe import (
+    DPO,
+    GRPO,
+    SFT,
+    Adapter,
+    AdapterKind,
+    Deduplicate,
+    Loss,
+    Recipe,
+    Schedule,
+    Selection,
+    Stage,
+)
 
 
 @pytest.mark.parametrize("recipe", [
     SFT, GRPO, replace(DPO, loss=Loss.IPO), replace(SFT, mixture={"a": 0.3}, adapter=Adapter(AdapterKind.DORA, 4, 8)),
+    replace(SFT, selection=Selection(Deduplicate.NEAR, (0.1, 0.9), 0.5, (0.0, 0.75))),
 ])
 def test_a_recipe_survives_json(recipe):
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
@@ -21,7 +34,11 @@ def test_a_recipe_survives_json(recipe):
 @pytest.mark.parametrize(("field", "value"), [
     ("learning_rate", 0.0), ("batch", 0), ("steps", 0), ("warmup", 1.5), ("group", 1), ("temperature", 0.0),
     ("beta", -1.0), ("mixture", {"a": -0.1}), ("schedule", "cubic"), ("stage", "ppo"), ("colour", "red"),
-    ("loss", "dapo"), ("adapter", {"kind": "lora", "rank": 0}), ("temperature", math.inf), ("replay", math.nan),
+    ("loss", "dapo"),
+    ("adapter", {"kind": "lora", "rank": 0}), ("temperature", math.inf), ("replay", math.nan),
+    ("selection", {"length": [0.9, 0.1]}), ("selection", {"quality": 0.0}), ("selection", {"deduplicate": "some"}),
+    ("selection", {"perplexity": [0.0, 0.5, 1.0]}), ("selection", {"perplexity": [math.nan, 1.0]}),
+    ("selection", {"colour": "red"}),
 ])
 def test_what_is_malformed_is_refused(field, value):
     with pytest.raises(ValueError, match=r"recipe|not a valid"):
@@ -37,6 +54,11 @@ def test_a_recipe_that_was_written_before_there_was_a_loss_is_read():
 def test_preferences_need_something_that_holds_the_model_near_the_reference():
     with pytest.raises(ValueError, match="beta must be above 0 for dpo"):
         replace(DPO, beta=0.0)
+
+
+def test_a_recipe_that_selects_nothing_reads_and_writes_as_before_there_was_a_selection():
+    assert "selection" not in SFT.to_json()
+    assert Recipe.from_json(SFT.to_json()).selection.is_whole
 
 
 def test_a_missing_field_is_named():

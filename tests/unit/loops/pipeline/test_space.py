@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from loops.pipeline.recipe import DEFAULTS, GRPO, SFT, Adapter, AdapterKind, Loss, Stage
+from loops.pipeline.recipe import DEFAULTS, GRPO, SFT, Adapter, AdapterKind, Deduplicate, Loss, Selection, Stage
 from loops.pipeline.space import Choice, Ranges, Space
 
 SOURCES = ["a", "b"]
@@ -65,3 +65,33 @@ def test_dpo_varies_its_loss_and_learns_from_preferences_alone():
     assert (recipe.loss, recipe.beta, recipe.mixture) == (Loss.IPO, 0.3, {"b": 0.5, "own": 0.5})
     assert space.recipe(Stage.SFT, {}, ["a", "b", "own"], {}).mixture == {"a": 1.0}
     assert not any("tilt" in name for name in space.genes(Stage.SFT, ["a", "b", "own"]))
+
+
+def test_genes_of_the_selection_are_there_only_where_the_operator_opens_them():
+    closed = {name.partition(".")[2] for name in Space().genes(Stage.SFT, SOURCES)}
+    assert not closed & {"deduplicate", "length", "quality", "perplexity"}
+    ranges = Ranges(
+        deduplicate=(Deduplicate.NONE, Deduplicate.NEAR), lengths=((0.0, 1.0), (0.05, 0.95)), qualities=(0.5,),
+        perplexities=((0.1, 0.9),),
+    )
+    space = Space(ranges=ranges)
+    genes = space.default_genes(Stage.SFT, SOURCES)
+    assert all(gene.holds(genes[name]) for name, gene in space.genes(Stage.SFT, SOURCES).items())
+    assert space.recipe(Stage.SFT, genes, SOURCES, {}).selection.is_whole
+    length, perplexity = (space.genes(Stage.SFT, SOURCES)[f"sft.{name}"].options for name in ("length", "perplexity"))
+    chosen = {"sft.deduplicate": "near", "sft.length": length[1], "sft.quality": 0.5, "sft.perplexity": perplexity[1]}
+    found = space.recipe(Stage.SFT, {**genes, **chosen}, SOURCES, {}).selection
+    assert found == Selection(Deduplicate.NEAR, (0.05, 0.95), 0.5, (0.1, 0.9))
+
+
+def test_a_selection_that_no_recipe_can_hold_is_refused_by_the_gene_that_leads_to_it():
+    with pytest.raises(ValueError, match=r"sft\.quality with its range reaches 1\.5"):
+        Space(ranges=Ranges(qualities=(1.5,))).check()
+    with pytest.raises(ValueError, match=r"sft\.length with its range reaches 0\.9 to 0\.1"):
+        Space(ranges=Ranges(lengths=((0.9, 0.1),))).check()
+    with pytest.raises(ValueError, match="tilt"):
+        Space(ranges=Ranges(tilt=-1.0)).check()
+
+
+def test_without_a_tilt_the_mixture_is_what_the_sources_pay():
+    assert not any("tilt" in name for name in Space(ranges=Ranges(tilt=0.0)).genes(Stage.SFT, SOURCES))

@@ -1,0 +1,74 @@
+"""Which training data a model saw, and how much: told from the rows of its lineage. Pure; standard library only.
+
+A model saw what it and every model that it was made from were trained on, each run counted once. A run is a row of
+supervised training, or a segment of reinforcement with the rows that it learned again and the prompts it asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from daemon.provenance import Descent
+from state.records import JsonObject
+
+
+def data_seen(lineage: Sequence[Descent], given: dict[str, str]) -> JsonObject:
+    """{"sources": [{"source", "digest", "given", "rows", "tokens", "selected"}], "tasks", "prompts", "runs",
+    "unrecorded"}.
+
+    "digest" names the rows that were trained on, "given" the operator's source that they are from, "selected" what a
+    selection kept and dropped of it (None without one). "runs" and "unrecorded" are ids of rows, the latter of training
+    that an earlier version of the program recorded without amounts.
+    """
+    sources: dict[tuple[str, str], JsonObject] = {}
+    tasks, prompts = set[str](), 0
+    runs, unrecorded = list[int](), list[int]()
+    for descent in lineage:
+        row = descent.row
+        if row is None or "recipe" not in descent.recipe:
+            continue
+        evidence = row.evidence if isinstance(row.evidence, dict) else {}
+        (runs if "data" in evidence else unrecorded).append(row.id)
+        for name, used in _entries(evidence.get("data"), descent.earlier):
+            known = sources.setdefault((name, used["digest"]), {
+                "source": name, "digest": used["digest"], "given": given.get(name), "rows": 0, "tokens": 0,
+                "selected": used.get("selected"),
+            })
+            known["rows"] += used["rows"]
+            known["tokens"] += used["tokens"]
+        if evidence.get("prompts"):
+            tasks.update(evidence.get("tasks", ()))
+            prompts += evidence["prompts"]
+    return {
+        "sources": [entry for _, entry in sorted(sources.items())], "tasks": sorted(tasks), "prompts": prompts,
+        "runs": sorted(runs), "unrecorded": sorted(unrecorded),
+    }
+
+
+def data_in_words(seen: JsonObject) -> list[str]:
+    """The same for people, a line a source; empty for a model that was never trained here."""
+    lines = [
+        f"{entry['source']} ({entry['digest'][:12]}): {entry['rows']:,} rows, {entry['tokens']:,} tokens"
+        f"{_selection(entry['selected'])}" for entry in seen["sources"]
+    ]
+    if seen["prompts"]:
+        lines.append(f"reinforced on {', '.join(seen['tasks'])}: {seen['prompts']:,} prompts")
+    if seen["unrecorded"]:
+        rows = ", ".join(map(str, seen["unrecorded"]))
+        lines.append(f"an earlier version did not record how much in row{'s' * (len(seen['unrecorded']) > 1)} {rows}")
+    return lines
+
+
+def _selection(selected: JsonObject | None) -> str:
+    if not selected:
+        return ""
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(selected["dropped"].items()))
+    return f"; selected {selected['kept']:,} of {selected['rows']:,}" + (f" (dropped: {dropped})" if dropped else "")
+
+
+def _entries(*told: object) -> Iterator[tuple[str, JsonObject]]:
+    """Sources that were trained on. What was tampered with has none: `verify` says so."""
+    for data in told:
+        for name, used in data.items() if isinstance(data, dict) else ():
+            if isinstance(used, dict) and isinstance(used.get("digest"), str) and used.get("tokens"):
+                yield name, used

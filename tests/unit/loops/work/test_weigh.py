@@ -1,0 +1,88 @@
+"""The job "weigh" tells what a source does to the target, and neither more tokens nor other bits than it should."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from coaching import TASK, make_classroom, recipe
+
+from loops.work import weigh as job
+from loops.work.weigh import weigh
+from safety.yardstick import bilingual
+from state.jobs import Desk, JobSpec, Produced
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_classroom(tmp_path_factory.mktemp("classroom"))
+    asked = bilingual.items("maths2", "search", 400, 4)
+    wrong = [(prompt, answer) for (prompt, _), (_, answer) in pairwise(asked)]
+    for name, rows in (("right", asked), ("wrong", wrong)):
+        lines = [json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def run(classroom: Path, folder: Path, max_tokens: int | None = None, kind: str = "none") -> Produced:
+    folder.mkdir(exist_ok=True)
+    asked = recipe("sft", batch=32, learning_rate=3e-3, adapter={"kind": kind, "rank": 4, "alpha": 8.0})
+    params = {"recipe": asked, "tasks": [TASK], "steps": 6, "items": 128, "max_tokens": max_tokens}
+    data = {f"data:{name}": classroom / f"{name}.jsonl" for name in ("right", "wrong")}
+    return weigh(JobSpec("weigh", {}, params, 5), Desk(folder, {"model": classroom / "model", **data}))
+
+
+def test_right_answers_raise_the_success_and_wrong_ones_lower_it(classroom: Path, tmp_path: Path) -> None:
+    made = run(classroom, tmp_path)
+    right, wrong = made.values["weighed"]["right"], made.values["weighed"]["wrong"]
+    assert right["gain"] > 0 < right["error"]
+    assert wrong["gain"] < right["gain"] - 2 * (wrong["error"] + right["error"])
+    assert made.tokens == made.values["tokens"] == right["tokens"] + wrong["tokens"]
+    assert made.outputs == {}
+
+
+def test_the_same_spec_gives_the_same_values_and_the_order_of_sources_does_not_matter(
+    classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = run(classroom, tmp_path)
+    assert run(classroom, tmp_path).values == once.values
+    mixed, read = job.mixed, job.read_rows
+    monkeypatch.setattr(job, "read_rows", lambda inputs: (rows := read(inputs)).__class__(
+        rows.texts, dict(reversed(rows.sources.items()))
+    ))
+    assert run(classroom, tmp_path).values == once.values and job.mixed is mixed
+
+
+@pytest.mark.parametrize("part", [0.99, 0.5, 0.01])
+def test_it_keeps_to_its_tokens(classroom: Path, tmp_path: Path, part: float) -> None:
+    cap = int(part * run(classroom, tmp_path).tokens)
+    capped = run(classroom, tmp_path, cap)
+    assert capped.tokens <= cap
+    assert capped.values["steps"] == (5 if part == 0.99 else 3 if part == 0.5 else 0)
+    assert bool(capped.values["weighed"]) == (capped.values["steps"] > 0)
+
+
+def test_half_a_batch_at_a_time_learns_the_same(
+    classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, step, seen = run(classroom, tmp_path), job._step, []
+
+    def scarce(learner, tokens, places, micro):                                          # type: ignore[no-untyped-def]
+        seen.append(micro)
+        if micro > 16:
+            raise torch.OutOfMemoryError("out of memory")
+        step(learner, tokens, places, micro)
+
+    monkeypatch.setattr(job, "_step", scarce)
+    halved = run(classroom, tmp_path)
+    assert seen[:2] == [32, 16]
+    for name, found in halved.values["weighed"].items():
+        assert found["gain"] == pytest.approx(whole.values["weighed"][name]["gain"], abs=2e-4)
+
+
+def test_an_adapter_is_weighed_as_it_is_trained(classroom: Path, tmp_path: Path) -> None:
+    weighed = run(classroom, tmp_path, kind="lora").values["weighed"]
+    assert weighed["right"]["gain"] > weighed["wrong"]["gain"]
