@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_right_answers_do_the_target_clearly_more_good_than_wrong_ones_to_the_sa
     made = run(classroom, tmp_path)
     right, wrong = made.values["weighed"]["right"], made.values["weighed"]["wrong"]
     assert right["error"] > 0 < wrong["error"]
-    assert wrong["gain"] < right["gain"] - 2 * (wrong["error"] + right["error"])
+    assert wrong["gain"] < right["gain"] - 2 * math.hypot(wrong["error"], right["error"])
     assert made.tokens == made.values["tokens"] == right["tokens"] + wrong["tokens"]
     assert made.outputs == {}
 
