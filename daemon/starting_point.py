@@ -67,6 +67,9 @@ guard_margin = 0.03                       # loss on a guard that is borne there
 
 [pipeline]
 stages = ["sft", "grpo"]
+children = 1                              # of eta recipes at the end of a rung one goes on; this many others become
+#                                         # children of it, which go on from its checkpoint with mutated settings
+sampler = "tpe"                           # tpe or random: where new recipes come from
 
 [reward]
 """

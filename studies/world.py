@@ -101,7 +101,8 @@ class Workshop:
         outputs = {name: digest_of(manifest_of(path)) for name, path in produced.outputs.items()}
         self.folders |= {digest: produced.outputs[name] for name, digest in outputs.items()}
         self.spent += produced.items
-        return JobResult(produced.values, outputs, Cost(time.monotonic() - began, items=produced.items))
+        cost = Cost(time.monotonic() - began, items=produced.items, tokens=produced.tokens)
+        return JobResult(produced.values, outputs, cost)
 
     def run_all(
         self, specs: Sequence[JobSpec], *, timeout_seconds: float | None = None
@@ -142,7 +143,7 @@ def climb(
         before, own_seed = workshop.spent, seed_from("study", settings.seed, candidates)
         candidate = loop.propose(state, model, model, own_seed)
         cycle = Cycle(candidates, loop.name, None, candidates, candidate, state, PLENTY)
-        bench = Bench(cycle, workshop, "study", _no_descent, PLENTY.seconds, own_seed)
+        bench = Bench(cycle, workshop, "study", no_descent, PLENTY.seconds, own_seed)
         outcome = loop.judge(candidate, loop.run(candidate, bench))
         state = loop.learn(state, candidate, outcome)
         candidates += 1
@@ -195,5 +196,6 @@ def answers(folder: Path, tasks: Sequence[TaskSpec]) -> dict[str, str]:
     return found
 
 
-def _no_descent(inner: Loop, parent: int, ordinal: int, base: str, incumbent: str, budget: Budget) -> Outcome:
-    raise JobFailed("nothing is trained in a study of searches")
+def no_descent(inner: Loop, parent: int, ordinal: int, base: str, incumbent: str, budget: Budget) -> Outcome:
+    """The loops of a study have no loop inside."""
+    raise JobFailed("a study's loop has no loop inside")
