@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,14 +24,15 @@ from loops.pipeline.loop import PipelineLoop, PipelineSettings
 from loops.pipeline.recipe import Adapter, Recipe, Schedule, Stage
 from loops.pipeline.space import Ranges
 from loops.pipeline.tuner import Configuration, Knowledge, Ladder, Sampler, fresh, survivor
+from loops.work import pretrain
 from safety.yardstick import bilingual
 from safety.yardstick.items import TaskSpec
 from state.code import digests_of
 from state.files import manifest_of
 from state.jobs import JobFailed, JobSpec
 from state.records import Budget, Candidate, Cycle, JsonObject, Outcome, Verdict, canonical, digest_of, seed_from
-from studies.paired import share
-from studies.world import NOBODY, ROOT, Workshop, World, answers, no_descent
+from studies.paired import together
+from studies.world import NOBODY, ROOT, Workshop, answers, no_descent
 
 STEPS: Final = 81
 BATCH: Final = 32
@@ -38,9 +40,16 @@ LEARNING_RATE: Final = 1.5e-4
 FASTEST: Final = 600.0
 """The top of the span of learning rates, as a factor on the default: what is above a tenth of it ruins the model."""
 ITEMS: Final = 512
-SPOILED_ROWS: Final = 6_000
+ROWS: Final = 6_000
+"""Of each data source."""
+OTHER: Final = 1_000
+"""What a seed is moved by for rows that no other source has drawn."""
+FULL_BUDGETS: Final = 8
+TOKENS: Final = FULL_BUDGETS * 31_500
+SCORE: Final = 0.85
+TASKS: Final = ("naming2", "copying2")
+NOVICE: Final = replace(pretrain.BASE, steps=60)
 SOURCES: Final = ("language", "maths", "spoiled")
-EVEN: Final = dict.fromkeys(SOURCES, 1.0)
 NOTHING: Final = Knowledge({}, {}, [])
 
 SOURCES_OF_PROGRAM: Final = (
@@ -51,6 +60,7 @@ SOURCES_OF_PROGRAM: Final = (
 
 DEFAULT: Final = Recipe(
     Stage.SFT, learning_rate=LEARNING_RATE, batch=BATCH, steps=STEPS, schedule=Schedule.LINEAR, adapter=Adapter(),
+    mixture=dict.fromkeys(SOURCES, 1.0),
 )
 RANGES: Final = Ranges(learning_rate=(1.0, FASTEST), batch=(1.0,))
 
@@ -66,12 +76,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What the arms of one seed work on: the base, data sources by digest, a seal that seals nothing, the target."""
+    """What the arms of one seed work on: the base, data sources by digest, a seal that seals nothing, the targets."""
 
-    world: World
+    seed: int
+    base: str
     sources: Mapping[str, str]
     seal: str
-    task: TaskSpec
+    tasks: tuple[TaskSpec, ...]
 
 
 class Arm(Protocol):
@@ -80,23 +91,22 @@ class Arm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The pipeline loop. Without `learned` the mixture starts even and only its genes move it."""
+    """The pipeline loop; its mixture is moved by its genes alone, as the others' are."""
 
     children: int = 1
-    learned: bool = True
 
     def __call__(self, field: Field, workshop: Workshop, tokens: int) -> list[Moment]:
         loop = PipelineLoop(
             PipelineSettings(
-                stages=(Stage.SFT,), sft=DEFAULT if self.learned else DEFAULT.with_mixture(EVEN), ranges=RANGES,
-                children=self.children, fresh_items=ITEMS, save_steps=STEPS,
+                stages=(Stage.SFT,), sft=DEFAULT, ranges=RANGES, children=self.children,
+                fresh_items=ITEMS, save_steps=STEPS,
             ),
-            [field.task.to_json()], field.seal, field.sources, NOBODY,
+            [task.to_json() for task in field.tasks], field.seal, field.sources, NOBODY,
         )
-        base = field.world.base
+        base = field.base
         state, model, spent, trials, moments = loop.start(), base, 0, 0, [Moment(0, base, 0)]
         while spent < tokens:
-            seed = seed_from("tuner", field.world.seed, trials)
+            seed = seed_from("tuner", field.seed, trials)
             candidate = loop.propose(state, base, model, seed)
             cycle = Cycle(trials, loop.name, None, trials, candidate, state, Budget(1e9, tokens - spent, 1))
             bench = Bench(cycle, workshop, "study", no_descent, 1e9, seed)
@@ -126,11 +136,11 @@ class FromScratch:
     sampler: Sampler
 
     def __call__(self, field: Field, workshop: Workshop, tokens: int) -> list[Moment]:
-        settings = PipelineSettings(stages=(Stage.SFT,), sft=DEFAULT.with_mixture(EVEN), ranges=RANGES)
-        ladder, tried, base = Ladder(rungs=self.rungs), list[Configuration](), field.world.base
+        settings = PipelineSettings(stages=(Stage.SFT,), sft=DEFAULT, ranges=RANGES)
+        ladder, tried, base = Ladder(rungs=self.rungs), list[Configuration](), field.base
         best, model, spent, trials, moments = 0.0, base, 0, 0, [Moment(0, base, 0)]
         while spent < tokens:
-            seed = seed_from("tuner", field.world.seed, trials)
+            seed = seed_from("tuner", field.seed, trials)
             chosen = survivor(tried, ladder) or fresh(tried, settings.space, SOURCES, NOTHING, seed, self.sampler)
             found = guarded(partial(_trained, field, workshop, chosen, ladder.end(chosen), tokens - spent, seed))
             trials += 1
@@ -160,7 +170,7 @@ def _trained(
     field: Field, workshop: Workshop, configuration: Configuration, steps: int, max_tokens: int, seed: int
 ) -> Trained:
     """A recipe trained from the base to a step and measured against it. Raises JobFailed where no step was done."""
-    base, names = field.world.base, configuration.recipe.shares(field.sources)
+    base, names = field.base, configuration.recipe.shares(field.sources)
     inputs = {"model": base, **{f"data:{name}": field.sources[name] for name in names}}
     params: JsonObject = {
         "recipe": configuration.recipe.to_json(), "from_step": 0, "to_step": steps, "save_steps": STEPS,
@@ -170,7 +180,7 @@ def _trained(
     if not made.outputs:
         raise JobFailed(str(made.values["stopped"]), Verdict.TIMED_OUT)
     inputs = {"model:new": made.outputs["model"], "model:old": base, "seal": field.seal}
-    asked: JsonObject = {"tasks": [field.task.to_json()], "count": ITEMS, "seed": seed, "race": False}
+    asked: JsonObject = {"tasks": [task.to_json() for task in field.tasks], "count": ITEMS, "seed": seed, "race": False}
     compared = workshop.run(JobSpec("compare", inputs, asked)).values["pooled"]
     return Trained(made.outputs["model"], float(compared["mean"]), made.cost.tokens)
 
@@ -181,30 +191,49 @@ RANDOM: Final = "random search"
 ARMS: Final[Mapping[str, Arm]] = {
     OURS: Ours(),
     "kaizend without children": Ours(children=0),
-    "kaizend, mixture from its genes alone": Ours(learned=False),
     RESTART: FromScratch(3, Sampler.TPE),
     RANDOM: FromScratch(1, Sampler.RANDOM),
 }
 
 
-def field_of(world: World, models: Path, folder: Path) -> tuple[Field, dict[str, Path]]:
-    """The field of one seed and the folders of its sources and seal, those that are new made in `folder`."""
-    rows = bilingual.corpus("base", world.seed + 1_000, SPOILED_ROWS)
-    said = [answer for _, answer in rows]
-    random.Random(world.seed).shuffle(said)
-    spoiled, seal = folder / "spoiled.jsonl", folder / "seal"
-    spoiled.write_text("".join(
-        json.dumps({"prompt": prompt, "answer": answer}) + "\n"
-        for (prompt, _), answer in zip(rows, said, strict=True)
-    ))
-    seal.mkdir(exist_ok=True)
-    (seal / "nothing.json").write_text("[]")
-    data = models / "data"
-    places = {"language": data / "expert_language.jsonl", "maths": data / "expert_maths.jsonl", "spoiled": spoiled}
+def novice_of(seed: int, folder: Path) -> Path:
+    """The folder of one seed's base model, made where it is not there yet: the demo's base, but trained briefly."""
+    place, partial = folder / f"seed-{seed}", folder / f"seed-{seed}.partial"
+    if not place.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        model, tokenizer = pretrain.fresh_model(seed), pretrain.word_tokenizer()
+        rows = bilingual.corpus(NOVICE.kind, seed, NOVICE.rows)
+        pretrain.train(model, tokenizer, rows, NOVICE, seed, lambda done: None)
+        model.save_pretrained(partial, safe_serialization=True)
+        tokenizer.save_pretrained(partial)
+        partial.rename(place)
+    return place
+
+
+def field_of(seed: int, novice: Path, folder: Path) -> tuple[Field, dict[str, Path]]:
+    """The field of one seed, and the folders of all that it names; sources and seal are made in `folder`."""
+    taught = bilingual.corpus("expert_language", seed, ROWS)
+    asked = bilingual.corpus("expert_language", seed + OTHER, ROWS)
+    said = [answer for _, answer in asked]
+    random.Random(seed).shuffle(said)
+    rows = {
+        "language": taught, "maths": bilingual.corpus("expert_maths", seed, ROWS),
+        "spoiled": [(prompt, answer) for (prompt, _), answer in zip(asked, said, strict=True)],
+    }
+    places = {"base": novice, "seal": folder / "seal"}
+    places["seal"].mkdir(exist_ok=True)
+    (places["seal"] / "nothing.json").write_text("[]")
+    for name in SOURCES:
+        places[name] = folder / f"{name}.jsonl"
+        lines = (json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in rows[name])
+        places[name].write_text("".join(lines))
     digests = {name: digest_of(manifest_of(path)) for name, path in places.items()}
-    folders = {digests[name]: path for name, path in places.items()}
-    sealed = digest_of(manifest_of(seal))
-    return Field(world, digests, sealed, world.tasks[0]), {**folders, sealed: seal}
+    tasks = tuple(
+        TaskSpec.from_json({"name": name, "role": "target", "source": {"kind": "bilingual", "family": name}})
+        for name in TASKS
+    )
+    field = Field(seed, digests["base"], {name: digests[name] for name in SOURCES}, digests["seal"], tasks)
+    return field, {digests[name]: path for name, path in places.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,21 +252,23 @@ class Course:
         return next((tokens for tokens, _, found in self.points if found >= score), None)
 
 
-def course(name: str, world: World, models: Path, tokens: int, kept: Path) -> Course:
+def course(name: str, seed: int, novice: Path, tokens: int, kept: Path) -> Course:
     """The course of an arm, run where it is not kept for the same program."""
-    key = ["tuner", repr(ARMS[name]), world.seed, list(world.models), tokens, _read_at_start()]
-    file = kept / f"tuner-{world.seed}-{digest_of(key)[:16]}.json"
+    base = digest_of(manifest_of(novice))
+    key = ["tuner", repr(ARMS[name]), seed, base, tokens, _read_at_start()]
+    file = kept / f"tuner-{seed}-{digest_of(key)[:16]}.json"
     if file.is_file():
         body = json.loads(file.read_text())
-        return Course([(int(t), int(n), float(s)) for t, n, s in body["points"]], body["seconds"])
+        return Course([(int(spent), int(trials), float(score)) for spent, trials, score in body["points"]],
+                      body["seconds"])
     with TemporaryDirectory(prefix="kaizend-study-") as scratch:
-        field, folders = field_of(world, models, Path(scratch))
-        workshop = Workshop(Path(scratch), {**world.folders, **folders})
+        field, folders = field_of(seed, novice, Path(scratch))
+        workshop = Workshop(Path(scratch), folders)
         began = time.monotonic()
         moments = ARMS[name](field, workshop, tokens)
         seconds, scores = round(time.monotonic() - began, 1), dict[str, float]()
         for model in {moment.model for moment in moments}:
-            scores[model] = share(answers(workshop.folders[model], [field.task])[field.task.name])
+            scores[model] = together(answers(workshop.folders[model], field.tasks))
         found = Course([(m.tokens, m.trials, scores[m.model]) for m in moments], seconds)
     file.parent.mkdir(parents=True, exist_ok=True)
     written = file.with_suffix(".partial")
