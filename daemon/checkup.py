@@ -150,8 +150,9 @@ def _verifiers(settings: Settings, places: Places) -> Iterator[Finding]:
             continue
         tried = min(len(items), FIRST_ITEMS)
         problem = junk_paid(task, items)
+        second = f", and so does {task.second_verifier}" if task.second_verifier else ""
         yield "verifier", problem is None, problem or (
-            f"{task.name}: {task.verifier} is right about the references of {tried} items, and pays for no junk"
+            f"{task.name}: {task.verifier} is right about the references of {tried} items, and pays for no junk{second}"
         )
 
 

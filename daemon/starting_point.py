@@ -29,6 +29,7 @@ name = "sums"
 role = "target"
 vault_items = 2000                        # sealed; only the gate reads them
 verifier = "reasoning_gym"                # exact, numeric or reasoning_gym
+# second_verifier = "numeric"             # asked beside it in reinforcement: an alarm where they disagree on over 2 %
 source = { kind = "reasoning_gym", generator = "chain_sum", config = { min_terms = 2, max_terms = 2 } }
 
 [[tasks]]

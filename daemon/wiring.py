@@ -23,7 +23,7 @@ from loops.architecture.loop import ArchitectureLoop
 from loops.cycle import House
 from loops.loop import Loop
 from loops.pipeline.loop import PipelineLoop
-from loops.reward.loop import RewardLoop, frozen, rearm
+from loops.reward.loop import STRIKES, RewardLoop, frozen, rearm
 from safety.bounds import load_bounds
 from safety.breaker import JOULES_PER_KWH, Breaker, Signs
 from safety.headers import HeaderError
@@ -115,6 +115,8 @@ class Works:
         outage = self.runner.outage()
         if outage:
             return f"{outage}; jobs wait for it"
+        if frozen(self.ledger.loop_state(LoopName.REWARD) or {}):
+            return f"the reward loop shapes nothing after {STRIKES} alarms; `kaizend resume` re-arms it"
         tested = self.jobbook.result(noise_now(self.desk).digest)
         refusal = tested and too_noisy(tested.values, self.bounds())
         return f"nothing is released until it is explained why stable disagrees with itself: {refusal}" if refusal \

@@ -221,7 +221,7 @@ class Ledger:
 
     def close_cycle(self, cycle: Cycle, outcome: Outcome, state: JsonObject | None) -> Outcome:
         """Record the verdict and the loop's new state (None: it stays); a promoted root cycle moves `working` to its
-        result.
+        result. Each of the "alarms" among the evidence has a row of its own, before the cycle's.
 
         A closed cycle keeps the outcome it has, and that one is returned. An outcome or state that JSON cannot say
         (a NaN) closes the cycle as CRASHED with the state it began with. Raises StateError for a result not kept.
@@ -240,6 +240,7 @@ class Ledger:
                 self._close(connection, orphan, cycles.left_behind(cycle), None, {})
                 for orphan in cycles.open_inside(connection, cycle.id)
             ]
+            closed += self._alarms(connection, known, outcome)
             closed.append(self._close(connection, known, outcome, new_state, moves))
             failpoint("ledger.close.before")
         failpoint("ledger.close.after")
@@ -318,6 +319,16 @@ class Ledger:
         if latch is not None and connection.execute(known).first() is None:
             connection.execute(insert(latches).values(digest=latch, row=row.id, reason=row.reason))
         return row
+
+    def _alarms(self, connection: Connection, cycle: Cycle, outcome: Outcome) -> list[Row]:
+        """What the monitor saw, a row an alarm: {"name", "seen", "figures"}."""
+        return [
+            self._add(connection, Entry(
+                Event.ALARM, alarm["seen"], cycle=cycle.id, parent=cycle.parent, loop=cycle.loop,
+                change={"alarm": alarm["name"]}, base=cycle.candidate.base, evidence=alarm["figures"],
+            ), {}, None)
+            for alarm in outcome.evidence.get("alarms", [])
+        ]
 
     def _close(
         self, connection: Connection, cycle: Cycle, outcome: Outcome, state: JsonObject | None,

@@ -44,6 +44,7 @@ class Registry:
         self.clock = clock
         self.artifacts, self.vault, self.incoming = root / "artifacts", root / "vault", root / "incoming"
         self._turn = threading.RLock()
+        self._seen: dict[str, str] = {}                 # how the files of an artefact looked when they were whole
         with _in_words("make", root):
             for folder in (self.artifacts, self.vault, self.incoming):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,7 @@ class Registry:
             with self._turn:
                 if not self._known(digest, kind):
                     self._place(self._staged(path), digest, kind, manifest, single=single)
+                    self._seen[digest] = _look_of(self._place_of(digest, kind))
                 elif not path.resolve().is_relative_to(self.artifacts.resolve()):
                     disk.discard(path)
             return digest
@@ -117,6 +119,18 @@ class Registry:
         wrong = (name for name in sorted(said) if found.get(name) != expected.get(name))
         return [f"{place / name} {said[name]}" for name in wrong]
 
+    def damage(self, digest: str) -> list[str]:
+        """As `verify`, for what is about to be used: the bytes are read where this life has not found them whole yet, and
+        again where a file's size, time of change or place on the disk is another one since.
+        """
+        look = _look_of(self._place_of(digest, self._record(digest).kind))
+        if look and self._seen.get(digest) == look:
+            return []
+        wrong = self.verify(digest)
+        if not wrong:
+            self._seen[digest] = look
+        return wrong
+
     def remove(self, digest: str) -> None:
         """Give up the files of an artefact that no channel points at. Jobs that gave it count as unfinished again."""
         with _in_words("remove", self.root), self._turn:
@@ -129,6 +143,7 @@ class Registry:
                     update(artefacts).where(artefacts.c.digest == digest).values(removed=stamp(self.clock()))
                 )
                 failpoint("registry.remove.before")
+            self._seen.pop(digest, None)
             failpoint("registry.remove.between")
             disk.discard(self._place_of(digest, body["kind"]))
             with self.database.transaction() as connection:
@@ -296,6 +311,15 @@ def _holds(place: Path, files: JsonObject) -> bool:
         return place.is_dir() and disk.manifest_of(place) == files
     except StateError:
         return False
+
+
+def _look_of(place: Path) -> str:
+    """What the file system tells of an artefact's files without reading them; "" where it cannot be told."""
+    try:
+        told = [(file.relative_to(place).as_posix(), file.stat()) for file in disk.files_of(place)]
+    except (OSError, StateError):
+        return ""
+    return digest_of([[name, status.st_size, status.st_mtime_ns, status.st_ino] for name, status in told])
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from loops.pipeline.recipe import AdapterKind, Recipe
 from state.records import JsonObject
 
 MOST_LIMITS: Final = 32
-MEMORY: Final = ("out of memory", "outofmemory", "signal 9", "cannot allocate")
+MEMORY: Final = ("out of memory", "outofmemory", "memoryerror", "signal 9", "allocate memory", "alloc_failed")
 DIVERGED: Final = ("diverged", "non-finite", "not finite", "nan loss", "loss is nan")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, variance
 
-from loops.reward.monitor import Alarm, collapsed, inspect
+from loops.reward.monitor import Alarm, collapsed, inspect, inspect_verdicts
 from state.records import JsonObject
 
 
@@ -75,7 +75,9 @@ def expected_success(values: JsonObject, when: str = "q_after") -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang."""
+    """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang. `sound`:
+    its verdicts may be believed, and so what was learned from them.
+    """
 
     arm: str
     gain: Gain
@@ -83,6 +85,7 @@ class Weighing:
     alarms: tuple[Alarm, ...]
     guard: str | None
     accepted: bool
+    sound: bool
 
 
 def weigh(
@@ -90,12 +93,15 @@ def weigh(
 ) -> Weighing:
     """Choose between the arms that finished. `arms` always holds "zero"; `history` ends with the shaped segment.
 
-    A shaped arm that rang an alarm or let q collapse is out; its control may still be kept.
+    A shaped arm that rang an alarm or let q collapse is out; its control may still be kept. Where the verdicts
+    themselves are not to be trusted, neither arm is.
     """
     control, shaped = arms["zero"], arms.get("shaped")
+    unsound = tuple(inspect_verdicts(control["values"]))
     if shaped is None or "failed" in shaped:
-        return _kept("zero", control, best_q, None, (), None)
+        return _kept("zero", control, best_q, None, unsound, None)
     alarms = tuple(inspect(shaped["values"], history))
+    alarms += tuple(alarm for alarm in unsound if alarm.name not in {known.name for known in alarms})
     guard = _guarded(shaped, best_q)
     over_zero = advantage(shaped["values"], control["values"])
     arm = "shaped" if over_zero.clear and not alarms and guard is None else "zero"
@@ -107,7 +113,9 @@ def _kept(
     guard: str | None,
 ) -> Weighing:
     gain = improvement(arm["values"])
-    return Weighing(name, gain, over_zero, alarms, guard, gain.clear and _guarded(arm, best_q) is None)
+    sound = not inspect_verdicts(arm["values"])
+    accepted = gain.clear and sound and _guarded(arm, best_q) is None
+    return Weighing(name, gain, over_zero, alarms, guard, accepted, sound)
 
 
 def _guarded(arm: JsonObject, best_q: float | None) -> str | None:

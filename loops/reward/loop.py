@@ -150,7 +150,7 @@ class RewardLoop:
         }
         lesson = {
             "checkpoint": kept["checkpoint"], "steps": values.get("steps", candidate.change["steps"]),
-            "cut": values.get("cut", 0), "evidence": values.get("evidence"), "q": q,
+            "cut": values.get("cut", 0), "evidence": values.get("evidence") if weighing.sound else None, "q": q,
             "history": trial.values["history"],
         }
         verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
@@ -203,7 +203,7 @@ class RewardLoop:
 
 def frozen(state: JsonObject) -> bool:
     """Three alarms: no shaping until the operator re-arms the loop. Segments without one go on."""
-    return bool(state["strikes"] >= STRIKES)
+    return bool(state.get("strikes", 0) >= STRIKES)
 
 
 def rearm(state: JsonObject) -> JsonObject:

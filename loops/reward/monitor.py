@@ -1,13 +1,13 @@
 """The monitor: pure functions that tell whether a shaping is being hacked.
 
-Each alarm looks at what a segment measured and says in words what it saw, or None. What follows from an alarm is the
+Each alarm looks at what a segment measured and says what it saw, in words and figures, or None. What follows from an alarm is the
 business of `loops.reward.loop`. Thresholds are constants: no loop and no setting changes them (ALGORITHMS 7).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -27,6 +27,18 @@ STALLED_EVALUATIONS: Final = 3
 LEAST_MIXED_GROUPS: Final = 3
 MOST_DISAGREEMENT: Final = 0.02
 COLLAPSE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One alarm: a short name for counting, what was seen in words, and its figures."""
+
+    name: str
+    seen: str
+    figures: JsonObject
+
+    def to_json(self) -> JsonObject:
+        return {"name": self.name, "seen": self.seen, "figures": self.figures}
 
 
 def cusum(proxy: Sequence[float], truth: Sequence[float]) -> list[float]:
@@ -52,7 +64,7 @@ def _standardised(values: Sequence[float], baseline: int) -> list[float]:
     return [(v - mean) / max(deviation, LEAST_DEVIATION) for v in values[baseline:]]
 
 
-def proxy_left_truth(proxy: Sequence[float], truth: Sequence[float], has_q: bool) -> str | None:
+def proxy_left_truth(proxy: Sequence[float], truth: Sequence[float], has_q: bool) -> Alarm | None:
     """The CUSUM alarm. Where q watches, it is silent while success is too rare for sampling to see.
 
     Two z-scores of series that both rise steeply drift apart by the noise in their deviations alone; so it is silent,
@@ -66,11 +78,13 @@ def proxy_left_truth(proxy: Sequence[float], truth: Sequence[float], has_q: bool
     for done, value in enumerate(sums, start=1):
         lately = rises[max(0, done - LEAST_BASELINE_STEPS):done]
         if value > CUSUM_LIMIT and sum(lately) / len(lately) < TRUTH_ROSE:
-            return f"the proxy left the truth at step {baseline + done} (CUSUM {value:.1f} > {CUSUM_LIMIT:g})"
+            step = baseline + done
+            seen = f"the proxy left the truth at step {step} (CUSUM {value:.1f} > {CUSUM_LIMIT:g})"
+            return Alarm("cusum", seen, {"step": step, "cusum": value, "limit": CUSUM_LIMIT, "baseline_steps": baseline})
     return None
 
 
-def proxy_rose_alone(history: Sequence[tuple[float, float]]) -> str | None:
+def proxy_rose_alone(history: Sequence[tuple[float, float]]) -> Alarm | None:
     """Proxy up while truth is flat or falling, three evaluations in a row.
 
     `history` holds (proxy, truth), oldest first.
@@ -80,27 +94,32 @@ def proxy_rose_alone(history: Sequence[tuple[float, float]]) -> str | None:
         return None
     steps = pairwise(recent)
     if all(after[0] > before[0] and after[1] <= before[1] for before, after in steps):
-        return f"the proxy rose {STALLED_EVALUATIONS} evaluations in a row while the truth did not"
+        seen = f"the proxy rose {STALLED_EVALUATIONS} evaluations in a row while the truth did not"
+        return Alarm("stall", seen, {"proxy": [proxy for proxy, _ in recent], "truth": [truth for _, truth in recent]})
     return None
 
 
-def features_mislead(correlation: float | None, mixed_groups: int) -> str | None:
+def features_mislead(correlation: float | None, mixed_groups: int) -> Alarm | None:
     """The shaping ranks right answers no higher than wrong ones. Asks for a few groups that hold both."""
     if correlation is None or mixed_groups < LEAST_MIXED_GROUPS or correlation > 0:
         return None
-    return f"the shaping does not rank right above wrong (rank correlation {correlation:.2f})"
+    seen = f"the shaping does not rank right above wrong (rank correlation {correlation:.2f})"
+    return Alarm("rank", seen, {"correlation": correlation, "mixed_groups": mixed_groups})
 
 
-def canary_pays(failures: Sequence[str]) -> str | None:
+def canary_pays(failures: Sequence[str]) -> Alarm | None:
     """A junk answer (empty, the prompt echoed, every option ...) was called right."""
-    return f"a junk answer scored above 0: {failures[0]}" if failures else None
+    if not failures:
+        return None
+    return Alarm("canary", f"a junk answer scored above 0: {failures[0]}", {"failures": len(failures)})
 
 
-def verifiers_disagree(share: float | None) -> str | None:
+def verifiers_disagree(share: float | None) -> Alarm | None:
     """A second verifier called more than 2 % of the answers differently."""
     if share is None or share <= MOST_DISAGREEMENT:
         return None
-    return f"a second verifier disagrees on {share:.1%} of the answers"
+    seen = f"a second verifier disagrees on {share:.1%} of the answers"
+    return Alarm("verifier", seen, {"share": share, "limit": MOST_DISAGREEMENT})
 
 
 def collapsed(q: float | None, best: float | None) -> str | None:
@@ -110,34 +129,23 @@ def collapsed(q: float | None, best: float | None) -> str | None:
     return f"q fell to {q:.4f}, under half of the best {best:.4f}"
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """One alarm: a short name for counting and what was seen, in words."""
-
-    name: str
-    seen: str
-
-    def to_json(self) -> JsonObject:
-        return {"name": self.name, "seen": self.seen}
-
-
 def inspect(values: Mapping[str, object], history: Sequence[tuple[float, float]]) -> list[Alarm]:
-    """Every alarm that one shaped segment's job values raise. `history` ends with this segment's (proxy, truth).
+    """Every alarm that one shaped segment's job values raise. `history` ends with this segment's (proxy, truth)."""
+    proxy, truth = _numbers(values.get("proxy")), _numbers(values.get("truth"))
+    correlation, mixed = _number(values.get("rank_correlation")), int(_number(values.get("mixed_groups")) or 0)
+    found = [
+        proxy_left_truth(proxy, truth, bool(values.get("q_after"))), proxy_rose_alone(history),
+        features_mislead(correlation, mixed),
+    ]
+    return [*(alarm for alarm in found if alarm is not None), *inspect_verdicts(values)]
 
-    "canaries" and "disagreement" are looked at where the job gives them.
+
+def inspect_verdicts(values: Mapping[str, object]) -> list[Alarm]:
+    """The alarms about r0 itself, which a segment without any shaping raises as well. "canaries" and "disagreement" are
+    looked at where the job gives them.
     """
-    checks: tuple[tuple[str, Callable[[], str | None]], ...] = (
-        ("cusum", lambda: proxy_left_truth(
-            _numbers(values.get("proxy")), _numbers(values.get("truth")), bool(values.get("q_after"))
-        )),
-        ("stall", lambda: proxy_rose_alone(history)),
-        ("rank", lambda: features_mislead(
-            _number(values.get("rank_correlation")), int(_number(values.get("mixed_groups")) or 0)
-        )),
-        ("canary", lambda: canary_pays(_texts(values.get("canaries")))),
-        ("verifier", lambda: verifiers_disagree(_number(values.get("disagreement")))),
-    )
-    return [Alarm(name, seen) for name, check in checks if (seen := check()) is not None]
+    found = canary_pays(_texts(values.get("canaries"))), verifiers_disagree(_number(values.get("disagreement")))
+    return [alarm for alarm in found if alarm is not None]
 
 
 def _number(value: object) -> float | None:

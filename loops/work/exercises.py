@@ -14,7 +14,7 @@ from loops.work.marking import Question
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import encode_items
 from safety.yardstick.tasks import Seal, draw
-from safety.yardstick.verifiers import make_verifier
+from safety.yardstick.verifiers import make_verifier, second_verifier
 from state.records import Split, seed_from
 
 
@@ -43,12 +43,12 @@ def set_exercises(
             task, Split.SEARCH, share, seed_from(seed, task.name), seal.besides(item.id for item in held)
         ))
         probe += held
-    verifiers = [make_verifier(task) for task in tasks]
+    verifiers = [(make_verifier(task), second_verifier(task)) for task in tasks]
     turns = [(place % len(tasks), place // len(tasks)) for place in range(count)]
     items = [asked[task][place] for task, place in turns]
     ids = encode_items(tokenizer, [(item.prompt, item.answer) for item in (*items, *probe)])
     questions = [
-        Question(item, prompt, verifiers[task])
+        Question(item, prompt, *verifiers[task])
         for item, (prompt, _), (task, _) in zip(items, ids, turns, strict=False)
     ]
     return Exercises(questions, probe, max(len(answer) for _, answer in ids))

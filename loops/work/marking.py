@@ -26,11 +26,12 @@ Answer = tuple[list[int], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An item to be answered, the ids of its prompt, and the verifier of its task."""
+    """An item to be answered, the ids of its prompt, and the verifier of its task; a second one where it names it."""
 
     item: Item
     ids: list[int]
     verifier: Verifier
+    second: Verifier | None = None
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class Record:
     """What a segment has learned so far, beside weights and moments: exactly what a checkpoint keeps of it.
 
     Lists have one value a step; `scores` and `truths` one a completion. `right` holds the last own successes, `cut`
-    is how many steps the cap of tokens left undone.
+    is how many steps the cap of tokens left undone; of `judged_twice` answers the verifiers `disagreed` about some.
     """
 
     step: int
@@ -62,6 +63,8 @@ class Record:
     micro_batch: int = 0
     stopped: str | None = None
     cut: int = 0
+    judged_twice: int = 0
+    disagreed: int = 0
 
     def to_json(self) -> JsonObject:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -70,6 +73,12 @@ class Record:
     def rank_correlation(self) -> float | None:
         """Between how good the shaping's features call an answer and whether it is right; None where either is flat."""
         return rank_correlation(self.scores, self.truths)
+
+
+    @property
+    def disagreement(self) -> float | None:
+        """Share of the answers that a second verifier called otherwise; None where no task has one."""
+        return self.disagreed / self.judged_twice if self.judged_twice else None
 
 
 @dataclass(slots=True)
@@ -128,7 +137,11 @@ class Marking:
 
     def _right(self, asked: Question, text: str, written: Sequence[int]) -> float:
         """r0: right by the task's strict verifier, and ended by the model itself."""
-        return float(bool(written) and written[-1] in self.ends and asked.verifier(asked.item, text) == 1)
+        verdict = asked.verifier(asked.item, text) == 1
+        if asked.second is not None:
+            self.record.judged_twice += 1
+            self.record.disagreed += verdict != (asked.second(asked.item, text) == 1)
+        return float(bool(written) and written[-1] in self.ends and verdict)
 
     def _count(self, r0: Sequence[float], rewards: Sequence[float]) -> None:
         self.record.groups += 1

@@ -4,11 +4,12 @@ inputs   model, checkpoint (to carry on from `from_step`), seal, data:<source> .
 params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_seed, probe_items, save_steps,
          proxy_strength, references, max_tokens (None: no cap)
 outputs  model (adapter merged), checkpoint
-values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, canaries, q_before,
-         q_after, kl, entropy, tokens, steps, cut, stopped, learned
+values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, canaries, disagreement,
+         q_before, q_after, kl, entropy, tokens, steps, cut, stopped, learned
 
 Without references (tasks in which several answers are right) there is no q. "canaries" names the junk answers that a
-target's verifier takes for right.
+target's verifier takes for right; "disagreement" is the share of the answers about which a second verifier is of
+another mind (None: no target has one).
 
 A step is begun only if it stays within `max_tokens` however long its answers become; "cut" counts the steps that were
 left undone for that. Where not even one fits, there are no outputs and "steps" is 0.
@@ -16,7 +17,7 @@ left undone for that. Where not even one fits, there are no outputs and "steps" 
 R = r0 + B sum a_k c_k (phi_k - 1/2), divided by .3 and not by a deviation. The target is never shown: prompts are
 fresh search items, references only tell features apart and measure q. A pure function of the spec and its inputs.
 Killed anywhere and run again in the same folder, it goes on from its last verified checkpoint and ends with the same
-bits.
+bits: every optimiser step samples a batch of its own, so that no step needs answers from before a checkpoint.
 """
 
 from __future__ import annotations
@@ -246,8 +247,9 @@ def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, 
         "evidence": record.evidence, "success": sum(record.truths) / len(record.truths), "steps": len(record.truth),
         "cut": record.cut, "groups": record.groups, "mixed_groups": record.mixed_groups, "proxy": record.proxy,
         "truth": record.truth, "shaping_trace": record.bonus, "rank_correlation": record.rank_correlation,
-        "canaries": _canaries(exercises), "q_before": record.q_before, "q_after": q_after,
-        "kl": record.kl[-1] if record.kl else 0.0, "entropy": record.entropy, "tokens": record.tokens,
+        "canaries": _canaries(exercises), "disagreement": record.disagreement, "q_before": record.q_before,
+        "q_after": q_after, "kl": record.kl[-1] if record.kl else 0.0, "entropy": record.entropy,
+        "tokens": record.tokens,
         "stopped": record.stopped, "learned": {"micro_batch": record.micro_batch} if record.micro_batch else {},
     }
     return Produced(values, outputs, items=len(record.truths), tokens=record.tokens)

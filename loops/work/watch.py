@@ -19,6 +19,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from state.records import JsonObject, seed_from
 
 CLIP = 1.0
+NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 T = TypeVar("T")
 
 
@@ -95,8 +96,15 @@ def halving(batch: int, attempt: Callable[[int], T]) -> T:
     """Run `attempt`; out of memory, once more with half the batch at a time (it is told how many; 0 means all)."""
     try:
         return attempt(0)
-    except torch.OutOfMemoryError:
-        if batch % 2:
+    except Exception as error:
+        if batch % 2 or not ran_out_of_memory(error):
             raise
-    torch.cuda.empty_cache()             # outside the except: its traceback still holds the first attempt's tensors
+    gc.collect()                         # outside the except: its traceback still holds the first attempt's tensors,
+    torch.cuda.empty_cache()             # and a trainer and its callbacks hold each other
     return attempt(batch // 2)
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether it was memory that failed: a device's, or the host's, which libraries tell of in words only."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY))

@@ -91,6 +91,8 @@ class TaskSpec:
     "cut"?} and {"kind": "bilingual", "family"}. A target has a vault split of `vault_items`, a guard a guard split of
     `guard_items`; both can be drawn for search. `cut` (0) is a number to change when the sealed splits shall be others.
     A task that reads a file loses the path once its items are sealed; which file it was the sha256 says.
+    `second_verifier` decides nothing: it is asked beside `verifier` while reinforcement trains, and the monitor looks at
+    how often the two disagree.
     """
 
     name: str
@@ -99,6 +101,7 @@ class TaskSpec:
     vault_items: int = 0
     guard_items: int = 0
     verifier: str = "exact"
+    second_verifier: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name) or self.name in RESERVED:
@@ -106,6 +109,9 @@ class TaskSpec:
             raise TaskError(f"task name {self.name!r}: use letters, digits, '_', '-' and '.', and not {taken}")
         _choice(self.name, "role", self.role, ROLES)
         _choice(self.name, "verifier", self.verifier, VERIFIERS)
+        if self.second_verifier is not None:
+            others = tuple(name for name in VERIFIERS if name != self.verifier)
+            _choice(self.name, "second_verifier", self.second_verifier, others)
         for key in ("vault_items", "guard_items"):
             value = getattr(self, key)
             if type(value) is not int or not 0 <= value <= MOST_ITEMS:
@@ -132,14 +138,15 @@ class TaskSpec:
             canonical(dict(self.source))
         except (TypeError, ValueError) as error:
             raise TaskError(f"task {self.name}: its source holds a value that is no JSON: {error}") from error
-        if self.verifier == "reasoning_gym" and kind != "reasoning_gym":
+        if "reasoning_gym" in (self.verifier, self.second_verifier) and kind != "reasoning_gym":
             raise TaskError(f"task {self.name}: the verifier reasoning_gym needs a source of kind reasoning_gym")
 
     def to_json(self) -> JsonObject:
-        return {
+        body = {
             "name": self.name, "role": self.role, "source": dict(self.source), "vault_items": self.vault_items,
             "guard_items": self.guard_items, "verifier": self.verifier,
         }
+        return body if self.second_verifier is None else body | {"second_verifier": self.second_verifier}
 
     @classmethod
     def from_json(cls, body: JsonObject) -> TaskSpec:

@@ -23,10 +23,19 @@ FIRST_ITEMS: Final = 8
 
 
 def make_verifier(task: TaskSpec) -> Verifier:
-    """The verifier of a task."""
-    if task.verifier == "exact":
+    """The verifier of a task, which alone says what is right."""
+    return _named(task, task.verifier)
+
+
+def second_verifier(task: TaskSpec) -> Verifier | None:
+    """The one that is asked beside it, where the task names one."""
+    return None if task.second_verifier is None else _named(task, task.second_verifier)
+
+
+def _named(task: TaskSpec, name: str) -> Verifier:
+    if name == "exact":
         return exact
-    if task.verifier == "numeric":
+    if name == "numeric":
         return numeric
     generator, config = task.source["generator"], task.source.get("config")
 
@@ -60,8 +69,10 @@ def number(text: str) -> Fraction | None:
 
 def junk_paid(task: TaskSpec, items: Sequence[Item]) -> str | None:
     """Why a task's verifier must not be used: what it said to junk and references of its first items. None if sound."""
-    problems = canaries(make_verifier(task), items[:FIRST_ITEMS])
-    return f"task {task.name}: the verifier {task.verifier} cannot be trusted: {problems[0]}" if problems else None
+    for name in (task.verifier, *([task.second_verifier] if task.second_verifier else [])):
+        if problems := canaries(_named(task, name), items[:FIRST_ITEMS]):
+            return f"task {task.name}: the verifier {name} cannot be trusted: {problems[0]}"
+    return None
 
 
 def canaries(verifier: Verifier, items: Sequence[Item]) -> list[str]:

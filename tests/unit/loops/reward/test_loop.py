@@ -12,7 +12,7 @@ from loops.pipeline.recipe import GRPO
 from loops.reward.loop import AVOIDED_SEGMENTS, RewardLoop, RewardSettings, frozen, rearm
 from loops.reward.shaping import Evidence
 from state.jobs import JobFailed, JobSpec
-from state.records import Verdict, seed_from
+from state.records import Event, Verdict, seed_from
 
 
 @pytest.fixture
@@ -122,6 +122,71 @@ def test_an_alarm_halves_the_strength_counts_a_strike_and_shuns_the_shaping(worl
     assert loop.shaping({**state, "switch": "on"}, 0, 100).is_zero
     later = {**state, "switch": "on", "avoid": []}
     assert loop.shaping(later, 0, 100).strength == pytest.approx(0.2)
+
+
+ALARMS = {
+    "cusum": {"proxy": [0.2, 0.25] * 4 + [0.9] * 8, "truth": [0.2, 0.25] * 8},
+    "rank": {"rank_correlation": -0.5},
+    "canary": {"canaries": ["item 1: an empty answer counts as right"]},
+    "verifier": {"disagreement": 0.021},
+}
+
+
+@pytest.mark.parametrize("name", list(ALARMS))
+def test_each_alarm_is_a_row_with_its_figures_and_the_shaped_arm_is_out(world, name):
+    def rings(spec, values):
+        return {**values, **(ALARMS[name] if spec.params["shaping"]["weights"] else {})}
+
+    world.runner.adjust = rings
+    loop = begun(spoken(reward()))
+    outcome = world.cycle(loop, 0)
+    (row,) = world.ledger.rows(event=Event.ALARM)
+    (alarm,) = outcome.evidence["alarms"]
+    closed = world.ledger.latest(Event.CLOSED)
+    assert (row.change, row.reason, row.evidence) == ({"alarm": name}, alarm["seen"], alarm["figures"])
+    assert (row.cycle, row.loop, row.id) == (closed.cycle, "reward", closed.id - 1)
+    assert row.evidence
+    assert outcome.evidence["arm"] == "zero"
+    state = world.state(loop)
+    assert (state["scale"], state["strikes"], state["history"]) == (0.5, 1, [])
+    assert [avoided["until"] for avoided in state["avoid"]] == [1 + AVOIDED_SEGMENTS]
+
+
+def test_a_proxy_that_rises_alone_for_three_segments_rings_at_the_third(world):
+    rising = [[0.2, 0.5], [0.3, 0.5], [0.4, 0.4]]
+    level = [0.3] * 12
+    world.runner.adjust = lambda spec, values: {
+        **values, "proxy": [0.5] * 12, "truth": level, "q_before": [0.3] * 64, "q_after": [0.35] * 64
+    }
+    outcome = world.cycle(begun(spoken(reward(), history=rising)), 0)
+    assert [alarm["name"] for alarm in outcome.evidence["alarms"]] == ["stall"]
+    assert outcome.evidence["alarms"][0]["figures"]["truth"] == [0.5, 0.5, 0.4, 0.35]
+
+
+@pytest.mark.parametrize("name", ["canary", "verifier"])
+def test_verdicts_that_cannot_be_believed_are_not_learned_from_without_any_shaping_either(world, name):
+    world.runner.adjust = lambda spec, values: {**values, **ALARMS[name]}
+    loop = reward()
+    outcome = world.cycle(loop, 0)
+    assert (outcome.verdict, outcome.result) == (Verdict.REJECTED, None)
+    assert [row.change["alarm"] for row in world.ledger.rows(event=Event.ALARM)] == [name]
+    state = world.state(loop)
+    assert (state["evidence"], state["strikes"]) == (loop.start()["evidence"], 1)
+
+
+def test_after_three_alarms_segments_go_on_without_any_shaping_until_the_loop_is_re_armed(world):
+    world.runner.adjust = lambda spec, values: {**values, **ALARMS["rank"]}
+    loop = begun(spoken(reward()))
+    for ordinal in range(3):
+        world.ledger.set_loop_state(loop.name, {**spoken(loop), "strikes": ordinal, "scale": 0.5**ordinal}, "again")
+        world.cycle(loop, ordinal)
+    assert (world.state(loop)["strikes"], world.state(loop)["scale"]) == (3, 0.125)
+    world.ledger.set_loop_state(loop.name, {**world.state(loop), "avoid": []}, "nothing is shunned any more")
+    assert world.cycle(loop, 3).evidence["arm"] == "zero"
+    assert [spec.params["shaping"]["weights"] for spec in world.runner.ran if spec.kind == "segment"][-1] == {}
+    world.ledger.set_loop_state(loop.name, {**rearm(world.state(loop)), "switch": "on"}, "re-armed")
+    world.cycle(loop, 4)
+    assert world.runner.ran[-2].params["shaping"]["weights"] or world.runner.ran[-1].params["shaping"]["weights"]
 
 
 def test_a_shunned_shaping_may_come_back_after_ten_segments(world):

@@ -29,7 +29,9 @@ def test_the_cusum_fires_when_the_commonest_answer_is_paid_and_truth_falls():
     proxy = [t + 0.4 * b for t, b in zip(truth, series(0.0, 0.5, seed=1), strict=True)]
     warning = proxy_left_truth(proxy, truth, has_q=True)
     assert warning is not None
-    assert "CUSUM" in warning
+    assert "CUSUM" in warning.seen
+    assert warning.figures["cusum"] > warning.figures["limit"] == 5.0
+    assert 15 < warning.figures["step"] <= 45
 
 
 def test_the_cusum_is_silent_when_proxy_and_truth_rise_together():
@@ -69,7 +71,9 @@ def test_features_that_rank_wrong_above_right_ring_once_a_few_groups_hold_both()
 
 
 def test_a_paid_canary_rings():
-    assert canary_pays(["the prompt echoed"]) == "a junk answer scored above 0: the prompt echoed"
+    alarm = canary_pays(["the prompt echoed"])
+    assert alarm is not None
+    assert alarm.seen == "a junk answer scored above 0: the prompt echoed"
     assert canary_pays([]) is None
 
 
