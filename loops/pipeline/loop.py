@@ -22,7 +22,7 @@ from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verd
 
 STUDIES_KEPT: Final = 2
 BEST_KEPT: Final = 3
-MOST_TIMEOUTS: Final = 2
+MOST_TIMEOUTS: Final = 3
 MOST_VALUES: Final = 16
 
 
@@ -119,7 +119,8 @@ class PipelineLoop:
         model = chosen.model or base
         change = {
             "recipe": chosen.recipe.to_json(), "genes": dict(chosen.genes), "config": chosen.id, "study": base,
-            "rung": len(chosen.values), "from_step": chosen.step, "to_step": ladder.end(chosen),
+            "rung": len(chosen.values), "from_step": chosen.step, "to_step": ladder.aim(chosen),
+            "rung_end": ladder.end(chosen),
             "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model,
         }
         if chosen.parent is not None:
@@ -309,10 +310,11 @@ def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: 
     """The configuration after its cycle: further, put aside by a budget, or failed."""
     if outcome.verdict in (Verdict.PROMOTED, Verdict.REJECTED):
         lesson = outcome.lesson
-        values = (*before.values, value) if lesson["reached"] >= change["to_step"] else before.values
+        through = lesson["reached"] >= change.get("rung_end", change["to_step"])
         return replace(
             before, step=lesson["reached"], trained=lesson["trained"], model=lesson["model"],
-            checkpoint=lesson["checkpoint"], values=values, timeouts=0,
+            checkpoint=lesson["checkpoint"], values=(*before.values, value) if through else before.values,
+            timeouts=0 if through else before.timeouts,
         )
     if outcome.verdict is Verdict.TIMED_OUT and before.timeouts + 1 < MOST_TIMEOUTS:
         return replace(before, timeouts=before.timeouts + 1)

@@ -43,8 +43,8 @@ class Configuration:
 
     `step` is how much of its budget is spent; `trained` the step at which its `model` and `checkpoint` stand, less
     where a segment was rejected; `values` the objective at the end of each rung it finished; `failed` the reason why
-    it will not go on; `timeouts` how often in a row a budget ended it. `parent` is the id of the configuration that it
-    took over from, and the first `inherited` of its values are that one's.
+    it will not go on; `timeouts` how often a budget ended it in this rung. `parent` is the id of the configuration
+    that it took over from, and the first `inherited` of its values are that one's.
     """
 
 
@@ -103,6 +103,13 @@ class Ladder:
     def end(self, configuration: Configuration) -> int:
         """Where that rung ends."""
         return self.ends(configuration.recipe.steps)[len(configuration.values)]
+
+    def aim(self, configuration: Configuration) -> int:
+        """How far it goes in one cycle: to the rung's end, or by half as much of the rung after each time that a budget
+        ended it there, so that what is too long for its seconds comes to an end in parts.
+        """
+        begin, end = self.begin(configuration), self.end(configuration)
+        return min(end, configuration.step + -(-(end - begin) // 2**configuration.timeouts))
 
     def finished(self, configuration: Configuration) -> bool:
         return len(configuration.values) >= len(self.ends(configuration.recipe.steps))

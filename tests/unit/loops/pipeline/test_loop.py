@@ -110,7 +110,10 @@ def test_a_child_whose_first_rung_a_budget_ended_goes_on_from_where_it_took_over
         world.cycle(loop, ordinal, budget=budget)
         ordinal += 1
     changes = [world.ledger.find_cycle(None, place).candidate.change for place in (ordinal - 2, ordinal - 1)]
-    assert changes[0] == changes[1]
+    assert changes[0]["config"] == changes[1]["config"]
+    assert changes[0]["from_step"] == changes[1]["from_step"]
+    assert changes[1]["to_step"] < changes[0]["to_step"] == changes[1]["rung_end"]
+    world.cycle(loop, ordinal)
     found = next(c for c in world.state(loop)["studies"][0]["configurations"] if c["id"] == changes[0]["config"])
     assert (found["timeouts"], len(found["values"])) == (0, 2)
 
@@ -151,7 +154,8 @@ def test_each_ending_of_a_trial_stands_in_the_ledger_with_its_reason(world):
         row = next(r for r in world.ledger.rows(after=cycle.id) if r.cycle == cycle.id and r.verdict)
         assert (row.verdict, reason in row.reason) == (str(verdict), True)
     endings = {}
-    world.cycle(loop, 4, budget=replace(BUDGET, tokens=500))
+    batch = loop.propose(world.state(loop), world.start, world.start, 0).change["recipe"]["batch"]
+    world.cycle(loop, 4, budget=replace(BUDGET, tokens=25 * batch))
     stopped = world.ledger.find_cycle(None, 4).outcome.evidence["training"]["stopped"]
     assert stopped == "no tokens"
 
@@ -389,17 +393,60 @@ def test_on_a_model_that_one_stage_made_another_stage_goes_first(world):
     assert loop.propose(state, "f" * 64, "f" * 64, 1).change["recipe"]["stage"] == "sft"
 
 
-def test_a_second_timeout_gives_a_recipe_up_but_the_first_does_not(world):
+def test_a_third_timeout_in_a_rung_gives_a_recipe_up_and_those_before_halve_what_is_asked_for(world):
     def fail(spec):
         raise JobFailed("too slow", Verdict.TIMED_OUT)
 
     world.runner.faults = fail
     loop = pipeline(world, stages=(Stage.SFT,))
-    ids = []
-    for ordinal in range(3):
+    changes = []
+    for ordinal in range(4):
         world.cycle(loop, ordinal)
-        ids.append(world.ledger.find_cycle(None, ordinal).candidate.change["config"])
-    assert ids[0] == ids[1] != ids[2]
+        changes.append(world.ledger.find_cycle(None, ordinal).candidate.change)
+    assert len({change["config"] for change in changes[:3]}) == 1
+    assert changes[3]["config"] != changes[0]["config"]
+    assert [change["to_step"] for change in changes[:3]] == [10, 5, 3]
+    assert world.state(loop)["studies"][0]["configurations"][0]["failed"] == "TIMED_OUT: too slow"
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_rung_too_long_for_its_seconds_is_put_aside_and_walked_in_parts(world, stage):
+    def fail(spec):
+        steps = spec.params.get("steps") or spec.params.get("to_step", 0) - spec.params.get("from_step", 0)
+        if spec.kind in ("train", "segment") and steps > 25:
+            raise JobFailed("it took longer than its 900 seconds", Verdict.TIMED_OUT)
+
+    world.runner.faults = fail
+    loop = pipeline(world, stages=(stage,), rungs=1, segment_steps=100)
+    changes, verdicts = [], []
+    for ordinal in range(8):
+        verdicts.append(world.cycle(loop, ordinal).verdict)
+        changes.append(world.ledger.find_cycle(None, ordinal).candidate.change)
+        first = world.state(loop)["studies"][0]["configurations"][0]
+        if first["values"]:
+            break
+    done = [change for change, verdict in zip(changes, verdicts, strict=False) if verdict is not Verdict.TIMED_OUT]
+    assert Verdict.TIMED_OUT in verdicts
+    assert all(before["to_step"] == after["from_step"] for before, after in pairwise(done))
+    assert (done[0]["from_step"], done[-1]["to_step"]) == (0, first["recipe"]["steps"])
+    assert (first["step"], len(first["values"]), first["timeouts"]) == (first["recipe"]["steps"], 1, 0)
+
+
+def test_a_job_is_given_no_more_seconds_than_the_budget_has_left(world):
+    given = []
+    run = world.runner.run
+
+    def watched(spec, *, timeout_seconds=None):
+        given.append((spec.kind, timeout_seconds))
+        return run(spec)
+
+    world.runner.run = watched
+    loop = pipeline(world, stages=(Stage.SFT,))
+    world.cycle(loop, 0, budget=replace(BUDGET, seconds=30.0))
+    assert [kind for kind, _ in given][:2] == ["train", "compare"]
+    assert all(0 < seconds <= 30.0 for _, seconds in given)
+    assert world.cycle(loop, 1, budget=replace(BUDGET, seconds=0.0)).verdict is Verdict.TIMED_OUT
+    assert "budget of 0 seconds is used up" in world.ledger.find_cycle(None, 1).outcome.reason
 
 
 def test_the_same_state_and_seed_give_the_same_candidate_also_after_json(world):
