@@ -124,7 +124,7 @@ class PipelineLoop:
             "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model,
         }
         if chosen.parent is not None:
-            change |= {"parent": chosen.parent, "values": list(chosen.values), "inherited": chosen.inherited}
+            change |= {"parent": chosen.parent, "history": list(chosen.values), "inherited": chosen.inherited}
         return Candidate(self.name, change, model, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
@@ -301,7 +301,7 @@ def _begun(change: JsonObject) -> Configuration:
         return begun
     return replace(
         begun, step=change["from_step"], trained=change["trained"], model=change["model"],
-        checkpoint=change["checkpoint"], values=tuple(change["values"]), parent=change["parent"],
+        checkpoint=change["checkpoint"], values=tuple(change["history"]), parent=change["parent"],
         inherited=change["inherited"],
     )
 

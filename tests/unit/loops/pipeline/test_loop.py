@@ -160,6 +160,17 @@ def test_each_ending_of_a_trial_stands_in_the_ledger_with_its_reason(world):
     assert stopped == "no tokens"
 
 
+def test_an_early_stop_of_a_segment_stands_with_its_reason_in_the_segments_row(world):
+    why = "entropy fell under 25% of its start"
+    world.runner.adjust = lambda spec, values: {**values, "stopped": why} if spec.kind == "segment" else values
+    outcome = world.cycle(pipeline(world, stages=(Stage.GRPO,), rungs=1), 0)
+    assert outcome.verdict is Verdict.PROMOTED
+    parent = world.ledger.find_cycle(None, 0)
+    rows = [row for row in world.ledger.rows(after=parent.id) if row.loop == "reward" and row.verdict]
+    assert len(rows) == 6
+    assert all(row.evidence["stopped"] == why for row in rows)
+
+
 def test_a_study_of_a_related_model_begins_with_what_was_best_there_and_hears_of_the_rest(world):
     lineage = {"f" * 64: [world.start], "e" * 64: []}
     loop = replace(pipeline(world, stages=(Stage.SFT,), children=0), ancestors=lambda model: lineage.get(model, []))
