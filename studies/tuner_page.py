@@ -17,7 +17,6 @@ from studies.tuner import (
     OURS,
     RANDOM,
     RESTART,
-    SCORE,
     STEPS,
     TASKS,
     TOKENS,
@@ -29,6 +28,7 @@ from studies.words import filled, points, seeds_in_words, table, verdict
 
 SEEDS = 5
 HALF = 0.5
+SCORES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 BySeed = Mapping[int, Mapping[str, Course]]
 
@@ -43,10 +43,10 @@ def pages(folder: Path, seeds: int = SEEDS, tokens: int = TOKENS) -> Iterator[tu
 
 
 def page(found: BySeed, seeds: int, tokens: int) -> tuple[str, bool]:
-    """The text, and whether ours needs at most half the tokens of random search to the fixed score."""
+    """The text, and whether ours needs at most half the tokens of random search to the score that this ends with."""
     done = sorted(found)
     ratio = ratio_to(found, RANDOM, tokens)
-    always = all(found[seed][OURS].tokens_to(SCORE) is not None for seed in done)
+    always = all(arms[OURS].tokens_to(arms[RANDOM].final) is not None for arms in found.values())
     holds = always and math.exp(ratio[0]) <= HALF
     minutes = sum(each.seconds for arms in found.values() for each in arms.values()) / 60
     return filled(f"""# The tuner beside Optuna with ASHA by restart and beside random search
@@ -77,20 +77,21 @@ taken up again. "{RANDOM}" trains every recipe in full.
 
 {_gaps(found)}
 
-## Tokens to a score of {100 * SCORE:.0f} %
+## Tokens to the same score
 
-In thousands, with the number of trials in brackets; ">" where the score was never reached, and then all tokens count.
+To the score that the other arm ended with, seed by seed: our tokens and its own, in thousands. Where ours never had that
+score all tokens count, marked by ">". The ratio is the geometric mean over seeds.
 
-{_tokens(found, tokens)}
+{_races(found, tokens)}
 
-Tokens of {OURS} as a part of each of the others' (geometric mean over seeds):
+To fixed scores: tokens in thousands, the mean of the seeds that came there, how many did in brackets.
 
-{_ratios(found, tokens)}
+{_fixed(found)}
 
 ## What is required
 
 At most half the tokens of random search to the same score. **{"Met" if holds else "Not met"}**: {in_words(ratio)} of
-them{"" if always else "; not every seed reached the score"}.
+them{"" if always else "; not every seed came there"}.
 
 ## What it says, and what it does not
 
@@ -104,10 +105,10 @@ them{"" if always else "; not every seed reached the score"}.
 
 
 def ratio_to(found: BySeed, other: str, tokens: int) -> Interval:
-    """ln of our tokens to the score as a part of the other's, over seeds."""
+    """ln of our tokens to the score that the other ended with, as a part of its own tokens to it, over seeds."""
     return over_seeds([
-        math.log((arms[OURS].tokens_to(SCORE) or tokens) / (arms[other].tokens_to(SCORE) or tokens))
-        for _, arms in sorted(found.items())
+        math.log((arms[OURS].tokens_to(score) or tokens) / (arms[other].tokens_to(score) or tokens))
+        for _, arms in sorted(found.items()) for score in [arms[other].final]
     ])
 
 
@@ -139,25 +140,28 @@ def _gaps(found: BySeed) -> str:
     return table(["less", "over seeds"], [[name, points(gap_to(found, name))] for name in ARMS if name != OURS])
 
 
-def _tokens(found: BySeed, tokens: int) -> str:
+def _races(found: BySeed, tokens: int) -> str:
     seeds, rows = sorted(found), []
+    for other in ARMS:
+        if other != OURS:
+            each = []
+            for seed in seeds:
+                score = found[seed][other].final
+                mine, theirs = found[seed][OURS].tokens_to(score), found[seed][other].tokens_to(score) or 0
+                each.append(f"{'' if mine is not None else '> '}{(mine or tokens) / 1000:.0f} / {theirs / 1000:.0f}")
+            rows.append([other, *each, in_words(ratio_to(found, other, tokens))])
+    return table(["beside", *(f"seed {seed}" for seed in seeds), "ratio"], rows)
+
+
+def _fixed(found: BySeed) -> str:
+    rows = []
     for name in ARMS:
-        each = [_needed(found[seed][name], tokens) for seed in seeds]
-        mean = sum(found[seed][name].tokens_to(SCORE) or tokens for seed in seeds) / len(seeds)
-        rows.append([name, *each, f"{mean / 1000:.0f}"])
-    return table(["arm", *(f"seed {seed}" for seed in seeds), "mean"], rows)
-
-
-def _needed(found: Course, tokens: int) -> str:
-    for spent, trials, score in found.points:
-        if score >= SCORE:
-            return f"{spent / 1000:.0f} ({trials})"
-    return f"> {tokens / 1000:.0f}"
-
-
-def _ratios(found: BySeed, tokens: int) -> str:
-    rows = [[name, in_words(ratio_to(found, name, tokens))] for name in ARMS if name != OURS]
-    return table(["of", "ratio"], rows)
+        each = []
+        for score in SCORES:
+            came = [spent for arms in found.values() if (spent := arms[name].tokens_to(score)) is not None]
+            each.append(f"{sum(came) / len(came) / 1000:.0f} ({len(came)})" if came else "never")
+        rows.append([name, *each])
+    return table(["arm", *(f"{100 * score:.0f} %" for score in SCORES)], rows)
 
 
 def _remarks(found: BySeed, tokens: int) -> str:
@@ -169,7 +173,7 @@ def _remarks(found: BySeed, tokens: int) -> str:
             sooner = "not told apart from" if abs(mean) <= half else "sooner than" if mean < 0 else "later than"
             said.append(
                 f"- Beside {name}: the final score is {verdict(gap_to(found, name))} it "
-                f"({points(gap_to(found, name))} points), the fixed one is reached {sooner} it."
+                f"({points(gap_to(found, name))} points), the score it ended with is reached {sooner} it."
             )
     return "\n".join(said)
 

@@ -11,7 +11,7 @@ import pytest
 
 from state.jobs import JobResult, JobSpec
 from state.records import Cost, digest_of
-from studies.tuner import ARMS, OURS, RANDOM, RESTART, SCORE, SOURCES, STEPS, Course, Field, Moment
+from studies.tuner import ARMS, OURS, RANDOM, RESTART, SOURCES, STEPS, Course, Field, Moment
 from studies.tuner_page import page
 
 ROW = 12
@@ -85,16 +85,17 @@ def test_all_arms_begin_with_the_same_recipe_on_the_same_sources(runs: Any) -> N
 
 
 def test_the_page_says_met_only_where_ours_always_came_there_with_half_the_tokens() -> None:
-    slow = Course([(0, 0, 0.1), (200_000, 7, SCORE), (252_000, 9, 0.9)], 60.0)
-    fast = Course([(0, 0, 0.1), (80_000, 20, SCORE + 0.01), (252_000, 40, 0.95)], 60.0)
-    never = Course([(0, 0, 0.1), (252_000, 40, SCORE - 0.01)], 60.0)
-    assert (fast.tokens_to(SCORE), never.tokens_to(SCORE), fast.final) == (80_000, None, 0.95)
+    slow = Course([(0, 0, 0.1), (200_000, 7, 0.6), (252_000, 9, 0.6)], 60.0)
+    fast = Course([(0, 0, 0.1), (80_000, 20, 0.61), (252_000, 40, 0.95)], 60.0)
+    never = Course([(0, 0, 0.1), (252_000, 40, 0.59)], 60.0)
+    assert (fast.tokens_to(0.6), never.tokens_to(0.6), fast.final) == (80_000, None, 0.95)
     arms = dict.fromkeys(ARMS, slow)
     for ours, holds in ((fast, True), (replace(fast, points=slow.points), False)):
         text, met = page({seed: {**arms, OURS: ours} for seed in range(3)}, 3, 252_000)
         assert met is holds
         assert ("**Met**" in text) is holds
+    assert "| 200 / 200 |" in text
     text, met = page({0: {**arms, OURS: fast}, 1: {**arms, OURS: never}}, 2, 252_000)
     assert not met
-    assert "not every seed reached the score" in " ".join(text.split())
-    assert "> 252" in text
+    assert "not every seed came there" in " ".join(text.split())
+    assert "| > 252 / 200 |" in text
