@@ -79,8 +79,8 @@ taken up again. "{RANDOM}" trains every recipe in full.
 
 ## Tokens to the same score
 
-To the score that the other arm ended with, seed by seed: our tokens and its own, in thousands. Where ours never had that
-score all tokens count, marked by ">". The ratio is the geometric mean over seeds.
+To the score that the other arm ended with, seed by seed: our tokens and its own, in thousands. Where ours never had
+that score all tokens count, marked by ">". The ratio is the geometric mean over seeds.
 
 {_races(found, tokens)}
 

@@ -109,7 +109,7 @@ class Ladder:
         ended it there, so that what is too long for its seconds comes to an end in parts.
         """
         begin, end = self.begin(configuration), self.end(configuration)
-        return min(end, configuration.step + -(-(end - begin) // 2**configuration.timeouts))
+        return min(end, configuration.step - ((begin - end) >> configuration.timeouts))
 
     def finished(self, configuration: Configuration) -> bool:
         return len(configuration.values) >= len(self.ends(configuration.recipe.steps))
