@@ -2,7 +2,7 @@
 
 Every arm begins with the same base model and the operator's same poor default, may train on the same number of tokens
 by the real jobs and gives one model at any time: the one that it would use. Two traps are set. The upper third of the
-learning rates ruins the model, and one of three data sources has its answers shuffled.
+learning rates ruins the model, and one of three data sources has every second answer of another row.
 """
 
 from __future__ import annotations
@@ -213,8 +213,9 @@ def field_of(seed: int, novice: Path, folder: Path) -> tuple[Field, dict[str, Pa
     """The field of one seed, and the folders of all that it names; sources and seal are made in `folder`."""
     taught = bilingual.corpus("expert_language", seed, ROWS)
     asked = bilingual.corpus("expert_language", seed + OTHER, ROWS)
-    said = [answer for _, answer in asked]
-    random.Random(seed).shuffle(said)
+    others = [answer for _, answer in asked[::2]]
+    random.Random(seed).shuffle(others)
+    said = [others[place // 2] if place % 2 == 0 else answer for place, (_, answer) in enumerate(asked)]
     rows = {
         "language": taught, "maths": bilingual.corpus("expert_maths", seed, ROWS),
         "spoiled": [(prompt, answer) for (prompt, _), answer in zip(asked, said, strict=True)],
@@ -249,6 +250,10 @@ class Course:
     def tokens_to(self, score: float) -> int | None:
         """The tokens after which its model first had this score, None where it never had."""
         return next((tokens for tokens, _, found in self.points if found >= score), None)
+
+    def tokens_above(self, score: float) -> int | None:
+        """The tokens after which its model was first above this score, None where it never was."""
+        return next((tokens for tokens, _, found in self.points if found > score), None)
 
 
 def course(name: str, seed: int, novice: Path, tokens: int, kept: Path) -> Course:

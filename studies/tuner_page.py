@@ -46,7 +46,7 @@ def page(found: BySeed, seeds: int, tokens: int) -> tuple[str, bool]:
     """The text, and whether ours needs at most half the tokens of random search to the score that this ends with."""
     done = sorted(found)
     ratio = ratio_to(found, RANDOM, tokens)
-    always = all(arms[OURS].tokens_to(arms[RANDOM].final) is not None for arms in found.values())
+    always = all(race(arms, RANDOM, tokens)[0] is not None for arms in found.values())
     holds = always and math.exp(ratio[0]) <= HALF
     minutes = sum(each.seconds for arms in found.values() for each in arms.values()) / 60
     return filled(f"""# The tuner beside Optuna with ASHA by restart and beside random search
@@ -58,7 +58,7 @@ demo's languages, shall learn {" and ".join(TASKS)} by supervised training with 
 steps of {BATCH} rows, some {tokens // FULL_BUDGETS:,} tokens, and every arm may train on {tokens:,}, that is
 {FULL_BUDGETS} recipes in full. Two traps are set: learning rates go from {DEFAULT.learning_rate:g}, the default and far
 too low, up to {DEFAULT.learning_rate * FASTEST:g} on a logarithmic scale, and the upper third of them ruins the model;
-of the three data sources one teaches the tasks, one something else, and one the tasks with answers that were shuffled.
+of the three data sources one teaches the tasks, one something else, and one the tasks with every second answer wrong.
 All arms begin with the default, have the same space (learning rate, warm-up, schedule, a tilt of the mixture for each
 source), even shares to tilt, {ITEMS} search items a task in each comparison, and no other knowledge. At any time an arm
 has one model that it would use: ours the incumbent of the pipeline loop, the others the one that was measured best. Its
@@ -80,7 +80,8 @@ taken up again. "{RANDOM}" trains every recipe in full.
 ## Tokens to the same score
 
 To the score that the other arm ended with, seed by seed: our tokens and its own, in thousands. Where ours never had
-that score all tokens count, marked by ">". The ratio is the geometric mean over seeds.
+that score all tokens count, marked by ">"; where the other never got above the base, all its tokens count, and ours to
+the first better model. The ratio is the geometric mean over seeds.
 
 {_races(found, tokens)}
 
@@ -104,12 +105,20 @@ them{"" if always else "; not every seed came there"}.
 """), holds
 
 
+def race(arms: Mapping[str, Course], other: str, tokens: int) -> tuple[int | None, int]:
+    """Our tokens (None: never) and the other's to the score that the other ended with. Where it never got above the
+    base, it is all its tokens, and ours to the first better model.
+    """
+    theirs = arms[other].tokens_to(arms[other].final)
+    if theirs:
+        return arms[OURS].tokens_to(arms[other].final), theirs
+    return arms[OURS].tokens_above(arms[OURS].points[0][2]), tokens
+
+
 def ratio_to(found: BySeed, other: str, tokens: int) -> Interval:
     """ln of our tokens to the score that the other ended with, as a part of its own tokens to it, over seeds."""
-    return over_seeds([
-        math.log((arms[OURS].tokens_to(score) or tokens) / (arms[other].tokens_to(score) or tokens))
-        for _, arms in sorted(found.items()) for score in [arms[other].final]
-    ])
+    races = [race(arms, other, tokens) for _, arms in sorted(found.items())]
+    return over_seeds([math.log((tokens if mine is None else max(1, mine)) / theirs) for mine, theirs in races])
 
 
 def in_words(ratio: Interval) -> str:
@@ -146,9 +155,9 @@ def _races(found: BySeed, tokens: int) -> str:
         if other != OURS:
             each = []
             for seed in seeds:
-                score = found[seed][other].final
-                mine, theirs = found[seed][OURS].tokens_to(score), found[seed][other].tokens_to(score) or 0
-                each.append(f"{'' if mine is not None else '> '}{(mine or tokens) / 1000:.0f} / {theirs / 1000:.0f}")
+                mine, theirs = race(found[seed], other, tokens)
+                ours = f"> {tokens / 1000:.0f}" if mine is None else f"{mine / 1000:.0f}"
+                each.append(f"{ours} / {theirs / 1000:.0f}")
             rows.append([other, *each, in_words(ratio_to(found, other, tokens))])
     return table(["beside", *(f"seed {seed}" for seed in seeds), "ratio"], rows)
 

@@ -99,3 +99,7 @@ def test_the_page_says_met_only_where_ours_always_came_there_with_half_the_token
     assert not met
     assert "not every seed came there" in " ".join(text.split())
     assert "| > 252 / 200 |" in text
+    stuck = Course([(0, 0, 0.1), (252_000, 9, 0.1)], 60.0)
+    text, met = page({seed: {**arms, OURS: fast, RANDOM: stuck} for seed in range(2)}, 2, 252_000)
+    assert met
+    assert "| 80 / 252 |" in text
