@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
-from benchmarks import merge, racing, reading
+from benchmarks import merge, overhead, racing, reading
 from benchmarks.figure import Figure
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
     "reading": reading.figures, "merge": merge.figures, "racing": racing.figures,
+    "overhead": overhead.figures,
 }
 
 

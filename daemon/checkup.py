@@ -6,6 +6,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
 from loops.reward import catalogue
 from loops.reward.catalogue import sources
+from loops.reward.features import LEARNED
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.licences import licences_of
@@ -56,7 +58,7 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
         *_packages(), *_models(settings, root, bounds), *_data(settings, root),
         *_sources(settings, places),
-        *_verifiers(settings, places), *_features(settings, bounds),
+        *_verifiers(settings, places), *_features(settings, bounds), *_stages(settings, bounds),
         *_tasks(tasks, bounds), *_searched_guards(settings, places),
         *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places, bounds), *_sandbox(settings, places.state, bounds),
@@ -100,11 +102,12 @@ def _data(settings: Settings, root: Path) -> Iterator[Finding]:
             yield "data", False, f"data.{name}: {file} is not a file"
             continue
         try:
-            count = sum(1 for _ in rows_of(file))
+            kinds = Counter(len(row) for row in rows_of(file))
         except RowError as error:
             yield "data", False, f"data.{name}: {error}"
             continue
-        yield "data", count > 0, f"data.{name}: {count:,} rows in {file}" + (
+        count, what = kinds.total(), "preferences" if kinds[3] else "rows"
+        yield "data", count > 0, f"data.{name}: {count:,} {what} in {file}" + (
             " (overlap with sealed items is checked when they are drawn)" if count else "")
 
 
@@ -157,7 +160,9 @@ def _verifiers(settings: Settings, places: Places) -> Iterator[Finding]:
 
 
 def _features(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
-    """Reward features that other packages bring: imported and tried out in a process of their own."""
+    """The learned feature, and those that other packages bring: imported and tried out in a process of their own."""
+    if settings.reward.learned and LEARNED not in bounds.reward.features:
+        yield "feature", False, f"{LEARNED}: reward.features in bounds.toml does not allow it"
     for name, source in sources(settings.reward.allowed).items():
         if name not in bounds.reward.features:
             yield "feature", False, f"{name} of {source}: reward.features in bounds.toml does not allow it"
@@ -172,6 +177,13 @@ def _features(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
             continue
         said = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
         yield "feature", done.returncode == 0, f"{name} of {source}" + (f": {said[0]}" if done.returncode else "")
+
+
+def _stages(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
+    """Stages of training that the bounds refuse would be proposed in vain."""
+    for stage in settings.pipeline.stages:
+        if stage not in bounds.pipeline.stages:
+            yield "stage", False, f"{stage}: pipeline.stages in bounds.toml does not allow it"
 
 
 def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:

@@ -109,10 +109,16 @@ def show(
     row: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST_ID, help="A row or a cycle.")],
     config: Config = None,
     as_json: AsJson = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the segments of a reward lineage instead.")
+    ] = None,
 ) -> None:
-    """The whole story of one row: change, bounds, evidence, children, cost."""
-    from daemon.reports import show_report
+    """The whole story of one row: change, bounds, evidence, children, cost. Or a picture of its reward lineage."""
+    from daemon.reports import plot_report, show_report
 
+    if plot is not None:
+        plot_report(config, row, plot, as_json)
+        return
     show_report(config, row, as_json)
 
 

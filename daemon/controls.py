@@ -163,9 +163,9 @@ def _carried_out(works: Works, spec: JobSpec) -> JobSpec:
     result = works.jobbook.told(spec.digest)
     assert result is not None
     params, done = {name: value for name, value in spec.params.items() if name != "max_tokens"}, result.values["steps"]
-    if spec.kind == "train":
-        return replace(spec, params={**params, "to_step": params["from_step"] + done})
-    return replace(spec, params={**params, "steps": done})
+    if spec.kind == "segment":
+        return replace(spec, params={**params, "steps": done})
+    return replace(spec, params={**params, "to_step": params["from_step"] + done})
 
 
 def better_parent(works: Works) -> str:
@@ -196,10 +196,13 @@ def _without_merge(works: Works) -> str | None:
     stable = works.ledger.channel(Channel.STABLE)
     assert stable
     model, checkpoint, chain = better_parent(works), None, training_of(works, stable)
+    reference = model                       # what training on preferences began with: it holds on to that in every rung
     for spec in chain:
         inputs = {name: digest for name, digest in spec.inputs.items() if name != "checkpoint"} | {"model": model}
         if "checkpoint" in spec.inputs and checkpoint:
             inputs["checkpoint"] = checkpoint
+        if "reference" in spec.inputs:
+            reference = inputs["reference"] = reference if "checkpoint" in inputs else model
         outputs = works.runner.run(replace(spec, inputs=inputs)).outputs
         model, checkpoint = outputs["model"], outputs["checkpoint"]
     return model if chain else None

@@ -38,7 +38,8 @@ ADAPTER: Final = "adapter"
 class Beginnings:
     """What the GENESIS row says: digests of models, data and sealed splits, and the tasks.
 
-    `adapters` are those of `parents` that are kept as adapters over the base. The row names the files that tasks were
+    `adapters` are those of `parents` that are kept as adapters over the base, `preferences` the names of the data whose
+    rows are preferences. The row names the files that tasks were
     read from; what `begin` gives does not.
     """
 
@@ -51,6 +52,7 @@ class Beginnings:
     guard: str
     vault: str
     adapters: tuple[str, ...] = ()
+    preferences: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[TaskSpec, ...]:
@@ -60,7 +62,7 @@ class Beginnings:
         return {
             "start": self.start, "base": self.base, "parents": list(self.parents), "data": self.data,
             "tasks": [task.to_json() for task in self.tasks], "seal": self.seal, "guard": self.guard,
-            "vault": self.vault, "adapters": list(self.adapters),
+            "vault": self.vault, "adapters": list(self.adapters), "preferences": list(self.preferences),
         }
 
     @classmethod
@@ -68,8 +70,12 @@ class Beginnings:
         return cls(
             body["start"], body["base"], tuple(body["parents"]), body["data"],
             tuple(TaskSpec.from_json(task) for task in body["tasks"]), body["seal"], body["guard"], body["vault"],
-            tuple(body.get("adapters", ())),                        # rows of earlier versions have none
+            tuple(body.get("adapters", ())), tuple(body.get("preferences", ())),     # earlier versions' rows have none
         )
+
+    def data_of(self, *, preferences: bool) -> dict[str, str]:
+        """The data whose rows are preferences, or the other."""
+        return {name: digest for name, digest in self.data.items() if (name in self.preferences) == preferences}
 
     def whole(self, digest: str) -> str:
         """The model that has a model's config and tokenizer: itself, or for an adapter the base."""
@@ -128,8 +134,9 @@ def begin(
     beginnings = Beginnings(
         models["models.start"], models["models.base"],
         tuple(models[f"models.parents[{i}]"] for i in range(len(settings.models.parents))),
-        data, tasks, sealed["seal"], sealed["guard"], sealed["vault"],
+        data, tasks, sealed.outputs["seal"], sealed.outputs["guard"], sealed.outputs["vault"],
         tuple(sorted({digest for digest in models.values() if registry.kind(digest) == ADAPTER})),
+        tuple(sealed.values.get("preferences", ())),
     )
     ledger.append(
         Entry(
@@ -321,12 +328,12 @@ def _models(
     return {name: kept[folder] for name, folder in folders.items()}
 
 
-def _seal(tasks: tuple[TaskSpec, ...], data: dict[str, str], runner: Runner, code: str, seed: int) -> dict[str, str]:
+def _seal(tasks: tuple[TaskSpec, ...], data: dict[str, str], runner: Runner, code: str, seed: int) -> JobResult:
     spec = JobSpec(
         "seal", {f"data:{name}": digest for name, digest in data.items()},
         {"tasks": [task.to_json() for task in tasks]}, seed, code,
     )
-    return dict(_run(runner, spec).outputs)
+    return _run(runner, spec)
 
 
 def _run(runner: Runner, spec: JobSpec) -> JobResult:

@@ -6,7 +6,7 @@ from typing import Final
 
 from state.jobs import JobSpec
 
-TRIALS: Final = frozenset({"train", "segment"})
+TRIALS: Final = frozenset({"train", "prefer", "segment", "reward_model"})
 """Kinds that get a process of their own: what they leave in memory ends with them."""
 READS_SEALED_ITEMS: Final = frozenset({"gate", "watch", "report"})
 MAKES_SEALED_ITEMS: Final = frozenset({"seal", "deal"})

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from daemon.words import change_in_words, model_name
+from loops.pipeline.recipe import OWN
 from state.reading import Reading
 from state.records import Event, JsonObject, Row, Verdict
 
@@ -117,7 +118,8 @@ def _met(row: Row | None, known: Sequence[str]) -> list[str]:
     if not isinstance(recipe, dict):
         return []
     mixture = recipe.get("mixture") or {}
-    return [name for name in known if mixture.get(name)] or list(known)
+    met = [name for name in (*known, OWN) if mixture.get(name)] or known
+    return [name for name in met if name != OWN]
 
 
 def _adapters(origin: Row) -> Iterator[tuple[str, str]]:

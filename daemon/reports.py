@@ -28,6 +28,7 @@ SHOWN = tuple(str(event) for event in Event if event is not Event.OPENED)
 FOLLOW_SECONDS = 0.5
 STATUS_SECONDS = 2.0
 RECENT, MOST_ENDS = 8, 100_000
+MOST_SEGMENTS, LINEAGE_ROWS = 1000, 20_000      # a lineage is drawn from the rows near the one that is named
 LONGEST_ID = 12                 # digits of a row's id; a longer number can only be a digest
 RUNNING, DEGRADED, PAUSED, NOT_RUNNING = 0, 1, 2, 3
 
@@ -246,6 +247,38 @@ def show_report(config: Path | None, number: int, as_json: bool) -> None:
         out(body)
     else:
         sys.stdout.write(story(row, [r for r in rows if r], inside))
+
+
+def plot_report(config: Path | None, number: int, file: Path, as_json: bool) -> None:
+    """Draw the segments of the lineage that a reward cycle, or the last one inside a pipeline cycle, belongs to."""
+    from daemon.plot import drawn
+
+    with Reading(places_of(config).database) as reading:
+        chosen = _segment_named(reading, number)
+        since = max(0, chosen.id - LINEAGE_ROWS)
+        near = reading.rows(limit=MOST_SEGMENTS, loop=LoopName.REWARD, events=[str(Event.CLOSED)], after=since)
+    lineage = chosen.change["lineage"]
+    segments = [row for row in near if isinstance(row.change, dict) and row.change.get("lineage") == lineage]
+    try:
+        file.write_text(drawn(segments, chosen), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+    if as_json:
+        out({"plot": str(file), "lineage": lineage, "segments": [row.id for row in segments]})
+    else:
+        sys.stdout.write(f"wrote {file}: {len(segments)} segments of lineage {lineage}\n")
+
+
+def _segment_named(reading: Reading, number: int) -> Row:
+    """The closing row of the reward cycle that a row is of, or of the last one inside its pipeline cycle."""
+    row = _row_named(reading, str(number))
+    cycle = row.cycle or row.id
+    around = [cycle, *(child.id for child in reading.children(cycle))]
+    closed = [each for id in around for each in reading.cycle_rows(id) if each.event == Event.CLOSED]
+    segments = [each for each in closed if isinstance(each.change, dict) and "lineage" in each.change]
+    if not segments:
+        raise UserError(f"row {number} belongs to no reward cycle that is closed, so there is nothing to draw")
+    return segments[-1]
 
 
 def _closing_row(reading: Reading, cycle: int) -> JsonObject:

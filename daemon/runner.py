@@ -143,7 +143,7 @@ class LocalRunner:
                     self.jobbook.saved()
                 with self._place(), self._energy.job():
                     told, seconds = self._carry_out(spec, scratch, inputs, timeout_seconds)
-                self._resolve(spec)                             # what it read is still what it was given
+                self._refuse_damaged(spec)                      # what it read is still what it was given
                 result = self._keep(spec, told, seconds)
             except HostError:                                   # the job goes on from what it saved, once it can
                 raise
@@ -199,8 +199,7 @@ class LocalRunner:
         return result
 
     def _resolve(self, spec: JobSpec) -> dict[str, Path]:
-        """Paths of the inputs. Raises JobFailed for one that is missing, that this kind of job may not read, or whose
-        bytes are not those that were kept: what came of others would stand under the wrong digest for ever."""
+        """Paths of the inputs. Raises JobFailed for one that is missing or damaged, or that this kind may not read."""
         if self.code and spec.code and spec.code != self.code:
             raise JobFailed(f"{spec.kind}: the job was made for another version of the program")
         paths = {}
@@ -209,10 +208,16 @@ class LocalRunner:
                 raise JobFailed(f"{spec.kind}: the registry does not hold its input {name!r} ({digest[:12]})")
             if (kept := self.registry.kind(digest)) in SEALED_SPLITS and spec.kind not in READS_SEALED_ITEMS:
                 raise JobFailed(f"{spec.kind}: its input {name!r} is the {kept}, which this kind of job may not read")
+            paths[name] = self.registry.path(digest).absolute()
+        self._refuse_damaged(spec)
+        return paths
+
+    def _refuse_damaged(self, spec: JobSpec) -> None:
+        """Raises JobFailed for an input whose bytes are not those that were kept: what came of others would stand under
+        the wrong digest for ever."""
+        for name, digest in spec.inputs.items():
             if damage := self.registry.damage(digest):
                 raise JobFailed(f"{spec.kind}: its input {name!r} is damaged: {damage[0]}")
-            paths[name] = self.registry.path(digest).absolute()
-        return paths
 
     @contextmanager
     def _alone(self, spec: JobSpec, digest: str) -> Iterator[None]:

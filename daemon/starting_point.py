@@ -18,7 +18,9 @@ start = "models/expert-a"                 # what `stable` is at first
 base = "models/base"                      # what the parents were fine-tuned from; merges add differences to it
 parents = ["models/expert-a", "models/expert-b"]       # a folder with a LoRA adapter over the base will do, too
 
-[data]                  # training rows: prompt and answer, or messages, or text; as JSON lines, CSV, Parquet or text
+# Training rows: prompt and answer, or messages, or text; or for dpo prompt, chosen and rejected. As JSON lines, CSV,
+# Parquet or text.
+[data]
 a = "data/a.jsonl"
 
 # A target is what shall get better; a guard is what must not get worse.
@@ -67,12 +69,19 @@ guard_margin = 0.03                       # loss on a guard that is borne there
 #                                         # nor a pair of which the second solves nothing that the first does not
 
 [pipeline]
-stages = ["sft", "grpo"]
+stages = ["sft", "grpo"]                  # in the order in which each goes on from what the one before it gained; "dpo"
+#                                         # too, between them, once pipeline.stages of bounds.toml allows it
 children = 1                              # of eta recipes at the end of a rung one goes on; this many others become
 #                                         # children of it, which go on from its checkpoint with mutated settings
 sampler = "tpe"                           # tpe or random: where new recipes come from
+# pair_prompts = 128                      # dpo: search items that a model answers to make pairs of its own; 0: none
+# pair_samples = 8                        # and how often each
 
 [reward]
+learned = false                           # true: a reward model, trained on right against wrong answers of the model's
+                                          # own, may be one of the features; bounds.toml's reward.features must name it
+# learned_every = 8                       # segments (in which success is rare) until it is trained anew
+# pair_prompts = 256                      # prompts that are answered for its pairs, each eight times
 """
 
 

@@ -115,12 +115,13 @@ class Works:
         outage = self.runner.outage()
         if outage:
             return f"{outage}; jobs wait for it"
-        if frozen(self.ledger.loop_state(LoopName.REWARD) or {}):
-            return f"the reward loop shapes nothing after {STRIKES} alarms; `kaizend resume` re-arms it"
         tested = self.jobbook.result(noise_now(self.desk).digest)
         refusal = tested and too_noisy(tested.values, self.bounds())
-        return f"nothing is released until it is explained why stable disagrees with itself: {refusal}" if refusal \
-            else None
+        if refusal:
+            return f"nothing is released until it is explained why stable disagrees with itself: {refusal}"
+        if frozen(self.ledger.loop_state(LoopName.REWARD) or {}):
+            return f"the reward loop shapes nothing after {STRIKES} alarms; `kaizend resume` re-arms it"
+        return None
 
     def rollbacks_since(self, moment: datetime, after: int) -> int:
         """How many rollbacks the daemon made by itself since then, after a row."""
@@ -216,8 +217,9 @@ def loops_of(
     """
     tasks: list[dict[str, Any]] = [task.to_json() for task in beginnings.targets]
     guards = [task.to_json() for task in beginnings.tasks if task.role == "guard"]
-    reward = RewardLoop(settings.reward, tasks, beginnings.seal, beginnings.data)
-    pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, beginnings.data, reward, ancestors)
+    data, preferences = beginnings.data_of(preferences=False), beginnings.data_of(preferences=True)
+    reward = RewardLoop(settings.reward, tasks, beginnings.seal, data)
+    pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, data, reward, preferences, ancestors)
     return ArchitectureLoop(
         settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards, depth,
         frozenset(beginnings.adapters),

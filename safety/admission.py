@@ -197,15 +197,19 @@ def _recipe(bounds: Bounds, recipe: Any) -> Findings:
         "pipeline.learning_rate", recipe.get("learning_rate"), limits.min_learning_rate, limits.max_learning_rate
     )
     yield _between("pipeline.max_steps", recipe.get("steps"), 1, limits.max_steps)
-    batch: Any = recipe.get("batch")
-    group: Any = recipe.get("group", 1) if recipe.get("stage") == "grpo" else 1
-    rows = batch * group if _is_number(batch) and _is_number(group) else None
-    yield _between("pipeline.max_batch", rows, 1, limits.max_batch)
+    yield _between("pipeline.max_batch", rows_a_step(recipe), 1, limits.max_batch)
     adapter = recipe.get("adapter", {"kind": "none"})
     kind = adapter.get("kind") if isinstance(adapter, dict) else adapter
     yield _listed("pipeline.adapters", kind, limits.adapters)
     if isinstance(adapter, dict) and kind != "none":
         yield _between("pipeline.max_rank", adapter.get("rank"), 1, limits.max_rank)
+
+
+def rows_a_step(recipe: JsonObject) -> float | None:
+    """Rows or completions of one optimiser step, both answers of a pair counted; None where that is not said."""
+    batch: Any = recipe.get("batch")
+    each: Any = {"dpo": 2, "grpo": recipe.get("group", 1)}.get(str(recipe.get("stage")), 1)
+    return batch * each if _is_number(batch) and _is_number(each) else None
 
 
 def _model(bounds: Bounds, facts: JsonObject) -> Findings:

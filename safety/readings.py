@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safety.admission import rows_a_step
 from safety.gate import level
 from state.records import JsonObject
 
@@ -77,20 +78,20 @@ def _of_recipe(recipe: Any) -> JsonObject:
     if not isinstance(recipe, dict):
         return {}
     found: JsonObject = {"pipeline.stages": [recipe.get("stage")]}
-    for key, name in (("learning_rate", "learning_rate"), ("steps", "steps"), ("batch", "batch")):
-        value, group = recipe.get(key), recipe.get("group", 1)
-        if not isinstance(value, (int, float)):
-            continue
-        if name == "batch" and recipe.get("stage") == "grpo" and isinstance(group, (int, float)):
-            value *= group
-        found[f"pipeline.max_{name}"] = value
-        if name == "learning_rate":
-            found["pipeline.min_learning_rate"] = value
+    rate = recipe.get("learning_rate")
+    found |= _known({
+        "pipeline.max_learning_rate": rate, "pipeline.min_learning_rate": rate,
+        "pipeline.max_steps": recipe.get("steps"), "pipeline.max_batch": rows_a_step(recipe),
+    })
     adapter = recipe.get("adapter", {"kind": "none"})
     if isinstance(adapter, dict):
         found["pipeline.adapters"] = [adapter.get("kind")]
         found |= {"pipeline.max_rank": adapter["rank"]} if "rank" in adapter else {}
     return found
+
+
+def _known(readings: JsonObject) -> JsonObject:
+    return {name: value for name, value in readings.items() if isinstance(value, (int, float))}
 
 
 def _of_shaping(shaping: Any) -> JsonObject:

@@ -32,6 +32,7 @@ from state.rows import as_text, stamp, utc_now
 from state.tables import artefacts, channels, intents
 
 VAULT = "vault"
+MOST_SEEN = 1024
 ADOPT, REMOVE = "adopt", "remove"
 
 
@@ -44,7 +45,7 @@ class Registry:
         self.clock = clock
         self.artifacts, self.vault, self.incoming = root / "artifacts", root / "vault", root / "incoming"
         self._turn = threading.RLock()
-        self._seen: dict[str, str] = {}                 # how the files of an artefact looked when they were whole
+        self._seen: dict[str, tuple[Path, str]] = {}    # where an artefact lies, and how it looked when it was whole
         with _in_words("make", root):
             for folder in (self.artifacts, self.vault, self.incoming):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ class Registry:
             with self._turn:
                 if not self._known(digest, kind):
                     self._place(self._staged(path), digest, kind, manifest, single=single)
-                    self._seen[digest] = _look_of(self._place_of(digest, kind))
+                    self._found_whole(digest, self._place_of(digest, kind))
                 elif not path.resolve().is_relative_to(self.artifacts.resolve()):
                     disk.discard(path)
             return digest
@@ -120,16 +121,25 @@ class Registry:
         return [f"{place / name} {said[name]}" for name in wrong]
 
     def damage(self, digest: str) -> list[str]:
-        """As `verify`, for what is about to be used: the bytes are read where this life has not found them whole yet, and
-        again where a file's size, time of change or place on the disk is another one since.
+        """As `verify`, for what is about to be used: the bytes are read where this life has not found them whole yet,
+        and again where a file's size, time of change or place on the disk is another one since.
         """
-        look = _look_of(self._place_of(digest, self._record(digest).kind))
-        if look and self._seen.get(digest) == look:
+        known = self._seen.get(digest)
+        if known and known[1] and _look_of(known[0]) == known[1]:
             return []
-        wrong = self.verify(digest)
+        place = self._place_of(digest, self._record(digest).kind)
+        look, wrong = _look_of(place), self.verify(digest)
         if not wrong:
-            self._seen[digest] = look
+            self._found_whole(digest, place, look)
         return wrong
+
+    def _found_whole(self, digest: str, place: Path, look: str | None = None) -> None:
+        """Remember how it looks (or looked before it was read), for the last artefacts that were used."""
+        with self._turn:
+            self._seen.pop(digest, None)
+            self._seen[digest] = place, _look_of(place) if look is None else look
+            while len(self._seen) > MOST_SEEN:
+                del self._seen[next(iter(self._seen))]
 
     def remove(self, digest: str) -> None:
         """Give up the files of an artefact that no channel points at. Jobs that gave it count as unfinished again."""

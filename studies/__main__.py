@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from studies import akiba_page, gate_page, search_page, tuner_page
+from studies import akiba_page, gate_page, reward_page, search_page, tuner_page
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "studies"
-SEARCHES = {"search": search_page, "akiba": akiba_page}
+PAGES = {"search": search_page, "akiba": akiba_page, "reward": reward_page}
 
 
 def main() -> None:
@@ -24,10 +24,10 @@ def main() -> None:
     names = parser.add_subparsers(dest="name", required=True)
     gate = names.add_parser("gate", help="the gate beside other rules")
     gate.add_argument("--lives", type=int, default=None, help="lives in each world, where fewer shall do")
-    for name, module in SEARCHES.items():
+    for name, module in PAGES.items():
         study = names.add_parser(name, help=module.pages.__doc__)
         study.add_argument("--seeds", type=int, default=module.SEEDS, help="worlds, from seed 0 on")
-        study.add_argument("--items", type=int, default=module.ITEMS, help="items that each search may score")
+        study.add_argument("--items", type=int, default=module.ITEMS, help="items that each arm may score or sample")
         study.add_argument("--folder", type=Path, default=ROOT / "build" / "studies", help="models and findings kept")
     tuner = names.add_parser("tuner", help=tuner_page.pages.__doc__)
     tuner.add_argument("--seeds", type=int, default=tuner_page.SEEDS, help="novices, from seed 0 on")
@@ -50,7 +50,7 @@ def _pages(asked: argparse.Namespace) -> Iterator[tuple[str, bool]]:
     if asked.name == "tuner":
         yield from tuner_page.pages(asked.folder.resolve(), asked.seeds)
     else:
-        yield from SEARCHES[asked.name].pages(asked.folder.resolve(), asked.seeds, asked.items)
+        yield from PAGES[asked.name].pages(asked.folder.resolve(), asked.seeds, asked.items)
 
 
 def _in_full(asked: argparse.Namespace) -> bool:
@@ -58,7 +58,7 @@ def _in_full(asked: argparse.Namespace) -> bool:
         return asked.lives is None
     if asked.name == "tuner":
         return bool(asked.seeds >= tuner_page.SEEDS)
-    module = SEARCHES[asked.name]
+    module = PAGES[asked.name]
     return bool(asked.seeds >= module.SEEDS and asked.items >= module.ITEMS)
 
 

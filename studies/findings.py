@@ -46,7 +46,7 @@ class Findings:
         self, arm: str, world: World, items: int, sources: Sequence[str], make: Callable[[Workshop], Climb]
     ) -> Finding:
         """The finding of an arm, measured where it is not kept. `arm` says all of it that `sources` do not."""
-        key = [self.study, arm, world.seed, list(world.models), items, _read_at_start(tuple(sources))]
+        key = [self.study, arm, world.seed, list(world.models), items, read_at_start(tuple(sources))]
         file = self.folder / "findings" / f"{self.study}-{world.seed}-{digest_of(key)[:16]}.json"
         if file.is_file():
             body = json.loads(file.read_text())
@@ -72,7 +72,7 @@ def apart(new: Finding, old: Finding, tasks: Sequence[TaskSpec]) -> Interval:
 
 
 @cache
-def _read_at_start(sources: tuple[str, ...]) -> dict[str, str]:
+def read_at_start(sources: tuple[str, ...]) -> dict[str, str]:
     """The digests of the sources; what is written to them while a study runs is not what it runs."""
     return digests_of(ROOT, sources)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ TASK = {"name": "maths2", "role": "target", "source": {"kind": "bilingual", "fam
 
 
 def make_classroom(folder: Path) -> Path:
-    """A model that answers some questions of maths2, and two data sources. Returns the folder."""
+    """A model that answers some questions of maths2, two data sources and one of preferences. Returns the folder."""
     raw = tiny_model(folder / "raw", bilingual.VOCABULARY[3:], seed=1)
     pairs = bilingual.items("maths2", "search", 96, 4)
     teach(raw, pairs, folder / "model", steps=120, rate=5e-3)
@@ -26,6 +27,10 @@ def make_classroom(folder: Path) -> Path:
         source.mkdir()
         rows = bilingual.corpus(kind, number, 200)
         (source / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
+    (folder / "preferences").mkdir()
+    bodies = [{"prompt": prompt, "chosen": answer, "rejected": other}
+              for (prompt, answer), (_, other) in pairwise(pairs[:25]) if answer != other]
+    (folder / "preferences" / "rows.jsonl").write_text("".join(json.dumps(body) + "\n" for body in bodies))
     return folder
 
 
@@ -34,7 +39,8 @@ def recipe(stage: str, **changes: Any) -> dict[str, Any]:
         "stage": stage, "learning_rate": 1e-3, "batch": 8, "steps": 20, "warmup": 0.1, "schedule": "linear",
         "adapter": {"kind": "none"}, "mixture": {"expert_maths": 0.75, "expert_language": 0.25},
     }
-    return {**common, **({"batch": 3, "group": 4, "replay": 1.0} if stage == "grpo" else {}), **changes}
+    own = {"grpo": {"batch": 3, "group": 4, "replay": 1.0}, "dpo": {"beta": 0.2, "mixture": {}}}
+    return {**common, **own.get(stage, {}), **changes}
 
 
 def train_spec(
@@ -46,6 +52,14 @@ def train_spec(
         "max_tokens": max_tokens,
     }
     return JobSpec("train", {}, params, seed)
+
+
+def prefer_spec(
+    from_step: int = 0, to_step: int = 12, seed: int = 7, save_steps: int = 5, max_tokens: int | None = None,
+    **changes: Any,
+) -> JobSpec:
+    given = train_spec(from_step, to_step, seed, save_steps, max_tokens)
+    return JobSpec("prefer", {}, {**given.params, "recipe": recipe("dpo", **changes)}, seed)
 
 
 def segment_spec(
@@ -62,8 +76,8 @@ def segment_spec(
 
 def desk(classroom: Path, folder: Path, **inputs: Path) -> Desk:
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"model": classroom / "model"} | {
-        f"data:{name}": classroom / name for name in ("expert_maths", "expert_language")
+    given = {"model": classroom / "model", "reference": classroom / "model"} | {
+        f"data:{name}": classroom / name for name in ("expert_maths", "expert_language", "preferences")
     }
     return Desk(folder, given | inputs)
 

@@ -1,4 +1,4 @@
-"""The jobs "train" and "segment" as they are, in which one step goes wrong as the spec's `mishap` says.
+"""The jobs "train", "prefer" and "segment" as they are, in which one step goes wrong as the spec's `mishap` says.
 
     loss:5        the loss of the fifth step is no number       gradient:5    its gradient alone is none
     memory:5      there is no memory for that step              kill:5        the kernel kills the process in it
@@ -17,9 +17,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from trl import GRPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 from daemon.worker import JOBS as REAL
+from loops.work import prefer as preferring
 from loops.work import reinforce
 from loops.work import train as supervised
 from loops.work.watch import Watch
@@ -29,6 +30,11 @@ from state.jobs import Desk, JobSpec, Produced
 def train(spec: JobSpec, desk: Desk) -> Produced:
     with mishap(spec, desk):
         return supervised.train(spec, desk)
+
+
+def prefer(spec: JobSpec, desk: Desk) -> Produced:
+    with mishap(spec, desk):
+        return preferring.prefer(spec, desk)
 
 
 def segment(spec: JobSpec, desk: Desk) -> Produced:
@@ -59,7 +65,8 @@ def mishap(spec: JobSpec, desk: Desk) -> Iterator[None]:
         yield
         return
     with (
-        patch.object(Watch, "on_step_begin", strike), spoiling(SFTTrainer, spoiled), spoiling(GRPOTrainer, spoiled)
+        patch.object(Watch, "on_step_begin", strike), spoiling(SFTTrainer, spoiled), spoiling(DPOTrainer, spoiled),
+        spoiling(GRPOTrainer, spoiled),
     ):
         yield
 
@@ -82,4 +89,4 @@ def spoiling(trainer: Any, spoiled: list[str]) -> Iterator[None]:
         yield
 
 
-JOBS = {**REAL, "train": "faulty_training:train", "segment": "faulty_training:segment"}
+JOBS = REAL | {kind: f"faulty_training:{kind}" for kind in ("train", "prefer", "segment")}

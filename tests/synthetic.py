@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from state.records import Budget, Channel, Cost, Entry, Event, JsonObject, Outco
 from state.registry import Registry
 
 PROBE = 64
+ALLOWED = replace(Bounds(), pipeline=replace(Bounds().pipeline, stages=("sft", "dpo", "grpo")))
 BUDGET = Budget(1e6, 10**9, 1000)
 
 Learns = Callable[[JobSpec, float, int], float]
@@ -33,7 +35,7 @@ Learns = Callable[[JobSpec, float, int], float]
 
 def steady(spec: JobSpec, skill: float, steps: int) -> float:
     """Supervised training helps by its learning rate; a segment helps a little, more under a shaping."""
-    if spec.kind == "train":
+    if spec.kind in ("train", "prefer"):
         return min(0.95, skill + steps * spec.params["recipe"]["learning_rate"])
     shaped = spec.params["shaping"]["strength"] > 0 and bool(spec.params["shaping"]["weights"])
     return min(0.95, skill + steps * (0.004 if shaped else 0.002))
@@ -43,12 +45,14 @@ class SyntheticRunner:
     """Runs make-believe jobs. `learns` says what training does; `faults` may raise before a job runs.
 
     A row has ten tokens, an answer with its prompt at most ten; like the real jobs these keep to `max_tokens`.
+    `found_pairs` is how many pairs any model makes, at a token a prompt; None: it goes by the model's skill.
     """
 
     def __init__(self, registry: Registry, book: JobBook, learns: Learns = steady) -> None:
         self.registry, self.book, self.learns = registry, book, learns
         self.faults: Callable[[JobSpec], None] = lambda spec: None
         self.adjust: Callable[[JobSpec, JsonObject], JsonObject] = lambda spec, values: values
+        self.found_pairs: int | None = None
         self.ran: list[JobSpec] = []
 
     def run(self, spec: JobSpec, *, timeout_seconds: float | None = None) -> JobResult:
@@ -82,6 +86,8 @@ class SyntheticRunner:
                   "stopped": "no tokens" if steps < asked else None, "sources": sources, "learned": {}}
         return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
 
+    prefer = train
+
     def segment(self, spec: JobSpec) -> JobResult:
         asked, recipe = spec.params["steps"], spec.params["recipe"]
         completions, lengths = recipe["batch"] * recipe["group"], random.Random(spec.digest)
@@ -102,6 +108,30 @@ class SyntheticRunner:
             "cut": asked - steps, "stopped": "no tokens" if steps < asked else None, "tokens": tokens,
         }
         return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
+
+    def pairs(self, spec: JobSpec) -> JobResult:
+        """As many pairs as prompts where the model is neither always right nor always wrong, or `found_pairs`."""
+        asked = spec.params["prompts"]
+        step = 10 * spec.params["samples"] if self.found_pairs is None else 1
+        prompts = min(asked, spec.params["max_tokens"] // step)
+        skill = self.skill(spec.inputs["model"])
+        found = (prompts if 0.05 < skill < 0.95 else 0) if self.found_pairs is None else self.found_pairs
+        values = {
+            "prompts": prompts, "mixed": found, "pairs": found, "from_references": 0, "success": skill,
+            "tokens": prompts * step, "stopped": "no tokens" if prompts < asked else None,
+        }
+        outputs = {"pairs": self.keep("data", f"pairs-{spec.digest[:16]}", {"made_by": spec.digest})} if found else {}
+        return JobResult(self.adjust(spec, values), outputs, Cost(1.0, tokens=prompts * step))
+
+    def reward_model(self, spec: JobSpec) -> JobResult:
+        values = {"pairs": 30, "steps": spec.params["steps"], "tokens": 100, "held_out": 20, "accuracy": 0.9,
+                  "r_ref": 0.0, "stopped": None}
+        made = self.keep("model", f"reward-{spec.digest[:16]}", {"made_by": spec.digest})
+        return JobResult(self.adjust(spec, values), {"model": made}, Cost(1.0, tokens=100))
+
+    def reward_check(self, spec: JobSpec) -> JobResult:
+        values = {"pairs": 40, "prompts": 10, "accuracy": 0.9, "tokens": 100}
+        return JobResult(self.adjust(spec, values), {}, Cost(1.0, tokens=100))
 
     def compare(self, spec: JobSpec) -> JobResult:
         draw = random.Random(spec.params["seed"])
@@ -166,7 +196,7 @@ class World:
         self.runner = SyntheticRunner(self.registry, JobBook(self.database), learns)
         self.start = self.runner.keep("model", "skill-start", {"skill": skill})
         self.ledger.append(Entry(Event.GENESIS, "a start"), move=(Channel.WORKING, self.start))
-        self.house = House(self.ledger, self.runner, Bounds, "code", 7)
+        self.house = House(self.ledger, self.runner, lambda: ALLOWED, "code", 7)
 
     def cycle(self, loop: Loop, ordinal: int, incumbent: str | None = None, budget: Budget = BUDGET) -> Outcome:
         """One root cycle on the first model, against `incumbent`, which is made working."""

@@ -1,29 +1,32 @@
 """The pipeline loop: one cycle runs one rung of one recipe and compares what came out with the incumbent.
 
-Which recipe and which rung follow from the state (`tuner`). Supervised stages are one job; reinforcement goes in
-segments, each a child cycle of the inner loop, which decides how that segment is rewarded and whether it is accepted.
+Which recipe and which rung follow from the state (`tuner`). A supervised or a preference rung is one job, the latter
+after one more by which the base makes pairs of its own answers; reinforcement goes in segments, each a child cycle of
+the inner loop, which decides how that segment is rewarded and whether it is accepted.
 Every base model has a study of its own; what was learned about sources, recipes and limits carries over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from loops.loop import Bench, Loop, Trial
 from loops.pipeline import limits, memory, mixture
 from loops.pipeline.mutation import child
-from loops.pipeline.recipe import GRPO, SFT, Recipe, Stage
+from loops.pipeline.recipe import DPO, GRPO, OWN, SFT, Recipe, Stage
 from loops.pipeline.space import RANGES, Ranges, Space
 from loops.pipeline.tuner import Configuration, Knowledge, Ladder, Sampler, fresh, paused, survivor, trimmed
-from state.jobs import JobFailed
-from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict
+from state.jobs import JobFailed, JobResult
+from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict, seed_from
 
 STUDIES_KEPT: Final = 2
 BEST_KEPT: Final = 3
 MOST_TIMEOUTS: Final = 3
 MOST_VALUES: Final = 16
+FEWEST_PAIRS: Final = 8
+"""With fewer, a model has too little to learn from in its own answers."""
 
 
 class SegmentLoop(Loop, Protocol):
@@ -38,15 +41,19 @@ class SegmentLoop(Loop, Protocol):
 class PipelineSettings:
     """What the operator chooses.
 
-    `sft` and `grpo` are the recipes that the stages start from, `ranges` how far the tuner may leave them; `eta` and
-    `rungs` make the ladder (the last rung is a recipe's full steps); `children` is how many of the eta - 1 places that
-    a climbing configuration leaves behind go to children of it; `sampler` draws new recipes; `segment_steps` is the
-    length of a reinforcement segment; `fresh_items` search items a task decide a comparison at the one-sided `level`;
+    `stages` are tried in this order: on a model that one of them made the next one goes first. `sft`, `dpo` and `grpo`
+    are the recipes that the stages start from, `ranges` how far the tuner may leave them; `eta` and `rungs` make the
+    ladder (the last rung is a recipe's full steps); `children` is how many of the eta - 1 places that a climbing
+    configuration leaves behind go to children of it; `sampler` draws new recipes; `segment_steps` is the length of a
+    reinforcement segment; dpo answers `pair_prompts` fresh search items `pair_samples` times each to make pairs (0:
+    only the operator's preferences are learned from); `fresh_items` search items a task decide a comparison at the
+    one-sided `level`;
     `save_steps` is how often a training job saves itself.
     """
 
     stages: tuple[Stage, ...] = (Stage.SFT, Stage.GRPO)
     sft: Recipe = SFT
+    dpo: Recipe = DPO
     grpo: Recipe = GRPO
     ranges: Ranges = RANGES
     eta: int = 3
@@ -54,15 +61,20 @@ class PipelineSettings:
     children: int = 1
     sampler: Sampler = Sampler.TPE
     segment_steps: int = 24
+    pair_prompts: int = 128
+    pair_samples: int = 8
     fresh_items: int = 512
     level: float = 0.05
     save_steps: int = 50
 
     def __post_init__(self) -> None:
-        if self.sft.stage is not Stage.SFT or self.grpo.stage is not Stage.GRPO:
-            raise ValueError('the recipe sft has stage = "sft" and the recipe grpo has stage = "grpo"')
+        for stage, recipe in self.defaults.items():
+            if recipe.stage is not stage:
+                raise ValueError(f'the recipe {stage} has stage = "{stage}"')
         if not self.stages or self.segment_steps < 1 or self.fresh_items < 1:
             raise ValueError("stages, segment_steps and fresh_items must not be empty or 0")
+        if self.pair_prompts < 0 or self.pair_samples < 2:
+            raise ValueError("pair_prompts must be at least 0 and pair_samples at least 2")
         if not 0 < self.level < 1:
             raise ValueError("level must be between 0 and 1")
         Ladder(self.eta, self.rungs)
@@ -75,8 +87,12 @@ class PipelineSettings:
         return Ladder(self.eta, self.rungs)
 
     @property
+    def defaults(self) -> dict[Stage, Recipe]:
+        return {Stage.SFT: self.sft, Stage.DPO: self.dpo, Stage.GRPO: self.grpo}
+
+    @property
     def space(self) -> Space:
-        return Space(self.stages, {Stage.SFT: self.sft, Stage.GRPO: self.grpo}, self.ranges)
+        return Space(self.stages, self.defaults, self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +100,8 @@ class PipelineLoop:
     """Satisfies `loops.loop.Loop`.
 
     `targets` are task specs as JSON, `seal` the digest of the sealed item ids, `sources` the training data (name ->
-    digest), `inner` the loop that runs reinforcement segments; `ancestors` tells a model's lineage, by which studies of
-    earlier models count.
+    digest), `inner` the loop that runs reinforcement segments, `preferences` the training data of dpo; `ancestors`
+    tells a model's lineage, by which studies of earlier models count.
     """
 
     settings: PipelineSettings
@@ -93,6 +109,7 @@ class PipelineLoop:
     seal: str
     sources: Mapping[str, str]
     inner: SegmentLoop
+    preferences: Mapping[str, str] = field(default_factory=dict)
     ancestors: memory.Ancestors = lambda digest: (digest,)
 
     @property
@@ -113,7 +130,7 @@ class PipelineLoop:
         chosen = paused(configurations, ladder, out.keys()) or self._climbing(state, base, configurations, seed, out)
         if chosen is None:
             chosen = fresh(
-                configurations, self._space(state, base), sorted(self.sources), self._knowledge(state, base), seed,
+                configurations, self._space(state, base), self._names, self._knowledge(state, base), seed,
                 self.settings.sampler,
             )
         model = chosen.model or base
@@ -123,6 +140,8 @@ class PipelineLoop:
             "rung_end": ladder.end(chosen),
             "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model,
         }
+        if chosen.pairs is not None:
+            change["pairs"] = chosen.pairs
         if chosen.parent is not None:
             change |= {"parent": chosen.parent, "history": list(chosen.values), "inherited": chosen.inherited}
         return Candidate(self.name, change, model, incumbent)
@@ -130,10 +149,10 @@ class PipelineLoop:
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         if bench.left.tokens <= 0:
             raise JobFailed("the budget has no tokens left to train on", Verdict.TIMED_OUT)
-        sft = candidate.change["recipe"]["stage"] == Stage.SFT
-        values = (self._train if sft else self._reinforce)(candidate.change, bench)
+        ways = {Stage.SFT: self._train, Stage.DPO: self._prefer, Stage.GRPO: self._reinforce}
+        values = ways[Stage(candidate.change["recipe"]["stage"])](candidate.change, bench)
         made = values["model"] != candidate.change["model"]
-        if values["model"] == candidate.incumbent:
+        if values["model"] == candidate.incumbent or "hopeless" in values:
             return Trial(None, {**values, "comparison": None})
         inputs = {"model:new": values["model"], "model:old": candidate.incumbent, "seal": self.seal}
         params = {
@@ -152,9 +171,11 @@ class PipelineLoop:
             "comparison": comparison, "training": values["training"],
         }
         lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources")}
+        lesson |= {key: values[key] for key in ("pairs", "hopeless") if key in values}
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
         if comparison is None:
-            return Outcome(Verdict.REJECTED, f"{told}: nothing new came out", None, evidence, lesson)
+            why = values.get("hopeless", "nothing new came out")
+            return Outcome(Verdict.REJECTED, f"{told}: {why}", None, evidence, lesson)
         numbers = f"{comparison['mean']:+.4f} on {comparison['n']} items, p {comparison['p_value']:.3g}"
         better = trial.result is not None and comparison["mean"] > 0 and comparison["p_value"] < self.settings.level
         verdict = Verdict.PROMOTED if better else Verdict.REJECTED
@@ -205,9 +226,7 @@ class PipelineLoop:
         if len(born) >= self.settings.children:
             return leader
         knowledge = Knowledge(state["payoffs"], {}, state["limits"])
-        return child(
-            leader, configurations, self._space(state, base), sorted(self.sources), knowledge, seed
-        ) or leader
+        return child(leader, configurations, self._space(state, base), self._names, knowledge, seed) or leader
 
     def _knowledge(self, state: JsonObject, base: str) -> Knowledge:
         best = {stage: [entry["genes"] for entry in entries] for stage, entries in state["best"].items()}
@@ -216,24 +235,81 @@ class PipelineLoop:
             memories = memory.added(memories, memory.remembered(study["base"], _configurations(study)))
         return Knowledge(state["payoffs"], best, state["limits"], memory.hints(base, memories, self.ancestors))
 
+    @property
+    def _names(self) -> list[str]:
+        """Every source that some stage may train on."""
+        return sorted({*self.sources, *self._preferred})
+
+    @property
+    def _preferred(self) -> frozenset[str]:
+        """The sources of preferences, the model's own pairs among them."""
+        return frozenset([*self.preferences, *([OWN] if self.settings.pair_prompts else [])])
+
     def _space(self, state: JsonObject, base: str) -> Space:
-        """The space of recipes, the stage that made the base last: another one has more to add."""
+        """The space of recipes. The stage that comes after the one that made the base goes first; one that is hopeless
+        on the base is left out, unless there is no other.
+        """
+        stages = list(self.settings.stages)
         made = [c.recipe.stage for study in state["studies"] for c in _configurations(study) if c.model == base]
-        stages = self.settings.stages
-        return replace(self.settings.space, stages=tuple(sorted(stages, key=lambda stage: stage in made)))
+        after = max((place + 1 for place, stage in enumerate(stages) if stage in made), default=0)
+        hopeless = {c.recipe.stage for c in _configurations(_study(state, base)) if c.hopeless}
+        order = [*stages[after:], *stages[:after]]
+        chosen = [stage for stage in order if stage not in hopeless] or order
+        return replace(self.settings.space, stages=tuple(chosen), preferences=self._preferred)
 
     def _train(self, change: JsonObject, bench: Bench) -> JsonObject:
-        """A supervised rung: one job, which ends early where the tokens do not suffice."""
-        inputs = {"model": change["model"]}
+        """A supervised rung: one job."""
+        return self._course("train", {}, self.sources, change, bench)
+
+    def _prefer(self, change: JsonObject, bench: Bench) -> JsonObject:
+        """A rung of preferences: one job, which holds on to the base of the study. The pairs that the base makes of its
+        own answers are the configuration's, and its first rung pays for them. Where there are too few and the operator
+        gave none, the stage is hopeless on this base.
+        """
+        pairs, told, sources = change.get("pairs"), {}, dict(self.preferences)
+        if self.settings.pair_prompts and pairs is None:
+            made = self._pairs(change, bench)
+            told = {"pairs": made.values}
+            enough = made.values["pairs"] >= FEWEST_PAIRS
+            if made.values["stopped"] and not enough:
+                raise JobFailed(f"too few pairs were made: {made.values['stopped']}", Verdict.TIMED_OUT)
+            pairs = made.outputs["pairs"] if enough else ""
+        if pairs:
+            sources[OWN] = pairs
+        if not sources:
+            count = f"{told['pairs']['pairs']} of the {FEWEST_PAIRS} pairs it needs" if told else "no preferences"
+            return {
+                "model": change["model"], "checkpoint": change["checkpoint"], "reached": change["from_step"],
+                "trained": change["trained"], "sources": {}, "training": told,
+                "hopeless": f"there are {count} to learn from",
+            }
+        values = self._course("prefer", {"reference": change["study"]}, sources, change, bench)
+        return {**values, "pairs": pairs, "training": {**values["training"], **told}}
+
+    def _pairs(self, change: JsonObject, bench: Bench) -> JobResult:
+        """Pairs of a right and a wrong answer of the study's base to a fresh search item, for at most half the tokens.
+        """
+        params = {
+            "tasks": list(self.targets), "prompts": self.settings.pair_prompts, "samples": self.settings.pair_samples,
+            "temperature": change["recipe"]["temperature"], "max_tokens": bench.left.tokens // 2,
+        }
+        seed = seed_from("pairs", change["study"], change["config"])
+        return bench.job("pairs", {"model": change["study"], "seal": self.seal}, params, seed)
+
+    def _course(
+        self, kind: str, more: Mapping[str, str], sources: Mapping[str, str], change: JsonObject, bench: Bench
+    ) -> JsonObject:
+        """A rung that is one job on the sources, which ends early where the tokens do not suffice."""
+        inputs = {"model": change["model"], **more}
         if change["checkpoint"] is not None:
             inputs["checkpoint"] = change["checkpoint"]
-        used = Recipe.from_json(change["recipe"]).shares(self.sources)
-        inputs |= {f"data:{name}": self.sources[name] for name in used}
+        used = Recipe.from_json(change["recipe"]).shares(sources)
+        inputs |= {f"data:{name}": sources[name] for name in used}
         params = {
             "recipe": change["recipe"], "from_step": change["from_step"], "to_step": change["to_step"],
             "save_steps": self.settings.save_steps, "max_tokens": bench.left.tokens,
         }
-        result = bench.job("train", inputs, params, bench.seed("train"))
+        result = bench.job(kind, inputs, params, bench.seed("train"))
         values = result.values
         if not result.outputs:
             raise JobFailed(f"nothing was trained: {values['stopped']}", Verdict.TIMED_OUT)
@@ -246,7 +322,7 @@ class PipelineLoop:
         }
 
     def _reinforce(self, change: JsonObject, bench: Bench) -> JsonObject:
-        """A reinforcement rung: child cycles, each from the last accepted checkpoint; a rejected one is spent.
+        """A reinforcement rung: child cycles, each from the last sound checkpoint; what is not sound is spent.
 
         Where a budget ends one of them the rung is put aside: the steps that it did not do are not spent.
         """
@@ -267,8 +343,8 @@ class PipelineLoop:
                 break
             cut = last.lesson.get("cut", 0)
             reached += steps - cut
-            if last.verdict is Verdict.PROMOTED and last.result is not None:
-                model, checkpoint = last.result, last.lesson["checkpoint"]
+            if last.lesson.get("sound"):
+                model, checkpoint = last.lesson["model"], last.lesson["checkpoint"]
                 trained += last.lesson["steps"]                     # fewer than asked for where it stopped early
             if cut:
                 break
@@ -302,19 +378,21 @@ def _begun(change: JsonObject) -> Configuration:
     return replace(
         begun, step=change["from_step"], trained=change["trained"], model=change["model"],
         checkpoint=change["checkpoint"], values=tuple(change["history"]), parent=change["parent"],
-        inherited=change["inherited"],
+        inherited=change["inherited"], pairs=change.get("pairs"),
     )
 
 
 def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: float) -> Configuration:
     """The configuration after its cycle: further, put aside by a budget, or failed."""
+    lesson = outcome.lesson
+    if "hopeless" in lesson:
+        return replace(before, hopeless=True, failed=f"{outcome.verdict}: {outcome.reason}"[:200])
     if outcome.verdict in (Verdict.PROMOTED, Verdict.REJECTED):
-        lesson = outcome.lesson
         through = lesson["reached"] >= change.get("rung_end", change["to_step"])
         return replace(
             before, step=lesson["reached"], trained=lesson["trained"], model=lesson["model"],
             checkpoint=lesson["checkpoint"], values=(*before.values, value) if through else before.values,
-            timeouts=0 if through else before.timeouts,
+            timeouts=0 if through else before.timeouts, pairs=lesson.get("pairs"),
         )
     if outcome.verdict is Verdict.TIMED_OUT and before.timeouts + 1 < MOST_TIMEOUTS:
         return replace(before, timeouts=before.timeouts + 1)

@@ -14,9 +14,13 @@ from typing import Final
 
 from state.records import JsonObject
 
+OWN: Final = "own"
+"""The source that is no operator's: the pairs of answers that a model makes itself."""
+
 
 class Stage(StrEnum):
     SFT = "sft"
+    DPO = "dpo"
     GRPO = "grpo"
 
 
@@ -33,6 +37,17 @@ class AdapterKind(StrEnum):
     RSLORA = "rslora"
 
 
+class Loss(StrEnum):
+    """What dpo minimises: -ln sigmoid(beta d) (2305.18290), max(0, 1 - beta d) (2309.06657) or (d - 1 / 2 beta)^2
+    (2310.12036), where d is by how much more the log-probability of the chosen answer has risen above the reference
+    than that of the rejected one, for ipo a token.
+    """
+
+    SIGMOID = "sigmoid"
+    HINGE = "hinge"
+    IPO = "ipo"
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """Which weights are trained: all of them, or a low-rank adapter of `rank` scaled by `alpha`."""
@@ -46,10 +61,11 @@ class Adapter:
 class Recipe:
     """How one stage of training is done.
 
-    `batch` is rows a step for sft and prompts a step for grpo (each answered `group` times); `steps` is the full
-    budget, of which a rung is a part; `warmup` is a fraction of it. `mixture` gives each data source its share (they
-    need not sum to 1; none: all sources alike). `replay` weighs the cross-entropy on those sources during grpo;
-    `temperature`, `group` and `beta` (weight of the KL term) are grpo's too.
+    `batch` is rows a step for sft, pairs a step for dpo and prompts a step for grpo (each answered `group` times);
+    `steps` is the full budget, of which a rung is a part; `warmup` is a fraction of it. `mixture` gives each data
+    source its share (they need not sum to 1; none: all sources alike). `replay` weighs the cross-entropy on those
+    sources during grpo, `success_replay` that on the model's own right answers; `temperature` and `group` are grpo's
+    too. `beta` holds the model near the reference: the weight of grpo's KL term, or the scale of dpo's `loss`.
     """
 
     stage: Stage
@@ -64,6 +80,8 @@ class Recipe:
     temperature: float = 1.0
     group: int = 8
     beta: float = 0.0
+    success_replay: float = 0.3
+    loss: Loss = Loss.SIGMOID
 
     def __post_init__(self) -> None:
         for name, good, rule in (
@@ -75,17 +93,19 @@ class Recipe:
             ("adapter.alpha", 0 < self.adapter.alpha < math.inf, "above 0 and finite"),
             ("mixture", all(0 <= share < math.inf for share in self.mixture.values()), "of finite shares from 0 on"),
             ("replay", 0 <= self.replay < math.inf, "at least 0 and finite"),
+            ("success_replay", 0 <= self.success_replay < math.inf, "at least 0 and finite"),
             ("temperature", 0 < self.temperature < math.inf, "above 0 and finite"),
             ("group", self.group >= 2, "at least 2"),
             ("beta", 0 <= self.beta < math.inf, "at least 0 and finite"),
+            ("beta", self.beta > 0 or self.stage is not Stage.DPO, "above 0 for dpo"),
         ):
             if not good:
                 raise ValueError(f"recipe: {name} must be {rule}")
 
     @property
     def completions(self) -> int:
-        """Sequences a step: rows for sft, prompts x group for grpo."""
-        return self.batch * (self.group if self.stage is Stage.GRPO else 1)
+        """Sequences a step: rows for sft, two a pair for dpo, prompts x group for grpo."""
+        return self.batch * {Stage.SFT: 1, Stage.DPO: 2, Stage.GRPO: self.group}[self.stage]
 
     def shares(self, sources: Mapping[str, object]) -> dict[str, float]:
         """The mixture over the sources that exist, summing to 1; all alike where it names none of them."""
@@ -112,7 +132,9 @@ class Recipe:
 
     def to_json(self) -> JsonObject:
         body = asdict(self)
-        body["stage"], body["schedule"] = str(self.stage), str(self.schedule)
+        body |= {"stage": str(self.stage), "schedule": str(self.schedule), "loss": str(self.loss)}
+        if self.stage is not Stage.DPO:
+            del body["loss"]                    # no other stage has one: a recipe from before there was reads the same
         body["adapter"]["kind"] = str(self.adapter.kind)
         body["mixture"] = dict(self.mixture)
         return body
@@ -128,6 +150,7 @@ class Recipe:
                 "schedule": Schedule(body.get("schedule", Schedule.CONSTANT)),
                 "adapter": Adapter(**{**adapter, "kind": AdapterKind(adapter.get("kind", AdapterKind.NONE))}),
                 "mixture": dict(body.get("mixture", {})),
+                "loss": Loss(body.get("loss", Loss.SIGMOID)),
             })
         except (KeyError, TypeError) as error:
             raise ValueError(f"recipe: {error}") from error
@@ -136,8 +159,12 @@ class Recipe:
 SFT: Final = Recipe(
     Stage.SFT, learning_rate=2e-4, batch=16, steps=300, schedule=Schedule.COSINE, adapter=Adapter(AdapterKind.LORA),
 )
+DPO: Final = Recipe(
+    Stage.DPO, learning_rate=5e-5, batch=16, steps=150, warmup=0.1, schedule=Schedule.COSINE,
+    adapter=Adapter(AdapterKind.LORA), beta=0.1,
+)
 GRPO: Final = Recipe(
     Stage.GRPO, learning_rate=2e-5, batch=8, steps=108, adapter=Adapter(AdapterKind.LORA), replay=1.0,
 )
-DEFAULTS: Final[Mapping[Stage, Recipe]] = {Stage.SFT: SFT, Stage.GRPO: GRPO}
+DEFAULTS: Final[Mapping[Stage, Recipe]] = {Stage.SFT: SFT, Stage.DPO: DPO, Stage.GRPO: GRPO}
 """Where each stage starts. The operator's settings may name others."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from loops.pipeline.mixture import shares
-from loops.pipeline.recipe import DEFAULTS, Adapter, AdapterKind, Recipe, Schedule, Stage
+from loops.pipeline.recipe import DEFAULTS, Adapter, AdapterKind, Loss, Recipe, Schedule, Stage
 from state.records import JsonObject
 
 Gene = float | int | str
@@ -61,6 +61,8 @@ class Ranges:
     temperatures: tuple[float, ...] = (0.8, 1.0, 1.2)
     group: tuple[float, ...] = (1.0, 2.0)
     betas: tuple[float, ...] = (0.0, 0.02)
+    dpo_betas: tuple[float, ...] = (0.03, 0.1, 0.3)
+    losses: tuple[Loss, ...] = (Loss.SIGMOID, Loss.HINGE, Loss.IPO)
 
 
 RANGES: Final = Ranges()
@@ -68,11 +70,14 @@ RANGES: Final = Ranges()
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The stages there are, where each one starts, and how far it may vary."""
+    """The stages there are, where each one starts, and how far it may vary. `preferences` are the sources that hold
+    pairs of answers: dpo learns from them alone, the other stages from the others.
+    """
 
     stages: tuple[Stage, ...] = (Stage.SFT, Stage.GRPO)
     defaults: Mapping[Stage, Recipe] = field(default_factory=lambda: dict(DEFAULTS))
     ranges: Ranges = RANGES
+    preferences: frozenset[str] = frozenset()
 
     def genes(self, stage: Stage, sources: Sequence[str]) -> dict[str, Span | Choice]:
         """What may vary in one stage, by gene name; the names say the stage, so stages never share a gene."""
@@ -92,11 +97,21 @@ class Space:
                 "replay": _choice(1.0, ranges.replay), "temperature": _choice(default.temperature, ranges.temperatures),
                 "group": _choice(1.0, ranges.group), "beta": _choice(default.beta, ranges.betas),
             }
+        if stage is Stage.DPO:
+            found |= {
+                "beta": _choice(default.beta, ranges.dpo_betas),
+                "loss": _choice(str(default.loss), [str(loss) for loss in ranges.losses]),
+            }
         if found["adapter"] == Choice((str(AdapterKind.NONE),)):
             del found["rank"], found["alpha_by_rank"]
-        if len(sources) > 1:
-            found |= {f"tilt:{source}": Span(-MOST_TILT, MOST_TILT) for source in sorted(sources)}
+        own = self.sources(stage, sources)
+        if len(own) > 1:
+            found |= {f"tilt:{source}": Span(-MOST_TILT, MOST_TILT) for source in own}
         return {f"{stage}.{name}": gene for name, gene in found.items()}
+
+    def sources(self, stage: Stage, sources: Sequence[str]) -> list[str]:
+        """Those of the sources that a stage learns from, sorted."""
+        return sorted(source for source in sources if (source in self.preferences) == (stage is Stage.DPO))
 
     def check(self) -> None:
         """ValueError names the first gene of a stage whose range leaves what a recipe may hold.
@@ -119,7 +134,7 @@ class Space:
             "learning_rate": recipe.learning_rate, "batch": 1.0, "warmup": recipe.warmup,
             "schedule": str(recipe.schedule), "adapter": str(recipe.adapter.kind), "rank": recipe.adapter.rank,
             "alpha_by_rank": recipe.adapter.alpha / recipe.adapter.rank, "replay": 1.0,
-            "temperature": recipe.temperature, "group": 1.0, "beta": recipe.beta,
+            "temperature": recipe.temperature, "group": 1.0, "beta": recipe.beta, "loss": str(recipe.loss),
         }
         return {
             name: point.get(name.removeprefix(f"{stage}."), 0.0) for name in self.genes(stage, sources)
@@ -145,7 +160,8 @@ class Space:
             temperature=float(gene("temperature", default.temperature)),
             group=max(2, round(default.group * float(gene("group", 1.0)))),
             beta=float(gene("beta", default.beta)),
-            mixture=self._mixture(default, genes, sources, payoffs),
+            loss=Loss(str(gene("loss", str(default.loss)))),
+            mixture=self._mixture(default, genes, self.sources(stage, sources), payoffs),
         )
 
     def _mixture(self, default: Recipe, genes: Genes, sources: Sequence[str], payoffs: JsonObject) -> dict[str, float]:

@@ -43,10 +43,11 @@ class Configuration:
 
     `step` is how much of its budget is spent; `trained` the step at which its `model` and `checkpoint` stand, less
     where a segment was rejected; `values` the objective at the end of each rung it finished; `failed` the reason why
-    it will not go on; `timeouts` how often a budget ended it in this rung. `parent` is the id of the configuration
-    that it took over from, and the first `inherited` of its values are that one's.
+    it will not go on; `timeouts` how often a budget ended it in this rung; `pairs` the artefact of the pairs that its
+    base made for it ("" where those were too few); `hopeless` that it failed as every recipe of its stage would.
+    `parent` is the id of the configuration that it took over from, and the first `inherited` of its values are that
+    one's.
     """
-
 
     id: str
     recipe: Recipe
@@ -58,6 +59,8 @@ class Configuration:
     values: tuple[float, ...] = ()
     failed: str | None = None
     timeouts: int = 0
+    pairs: str | None = None
+    hopeless: bool = False
     parent: str | None = None
     inherited: int = 0
 
@@ -71,7 +74,8 @@ class Configuration:
             "id": self.id, "recipe": self.recipe.to_json(), "genes": dict(self.genes), "step": self.step,
             "trained": self.trained, "model": self.model,
             "checkpoint": self.checkpoint, "values": list(self.values), "failed": self.failed,
-            "timeouts": self.timeouts, "parent": self.parent, "inherited": self.inherited,
+            "timeouts": self.timeouts, "pairs": self.pairs, "hopeless": self.hopeless,
+            "parent": self.parent, "inherited": self.inherited,
         }
 
     @classmethod

@@ -10,9 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, variance
+from typing import Final
 
 from loops.reward.monitor import Alarm, collapsed, inspect, inspect_verdicts
 from state.records import JsonObject
+
+TRACE_POINTS: Final = 48
+TRACED: Final = {"truth": "truth", "proxy": "proxy", "shaping": "shaping_trace"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,21 @@ def advantage(shaped: JsonObject, control: JsonObject) -> Gain:
     return paired(shaped["truth"][:steps], control["truth"][:steps])
 
 
+def traces(arms: Mapping[str, JsonObject]) -> JsonObject:
+    """{arm: {"truth", "proxy", "shaping"}}: the course of each arm that finished, at most `TRACE_POINTS` means of
+    neighbouring steps: what people look at, and what the ledger can bear.
+    """
+    return {
+        name: {key: _thinned(arm["values"].get(source) or []) for key, source in TRACED.items()}
+        for name, arm in arms.items() if "failed" not in arm
+    }
+
+
+def _thinned(series: Sequence[float]) -> list[float]:
+    width = max(1, -(-len(series) // TRACE_POINTS))
+    return [round(fmean(series[begin:begin + width]), 5) for begin in range(0, len(series), width)]
+
+
 def expected_success(values: JsonObject, when: str = "q_after") -> float | None:
     """q: mean expected success over the probe, None where the task has no single right answer."""
     return fmean(values[when]) if values.get(when) else None
@@ -75,8 +94,10 @@ def expected_success(values: JsonObject, when: str = "q_after") -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang. `sound`:
-    its verdicts may be believed, and so what was learned from them.
+    """The arm kept ("shaped" or "zero"), its gain over standing still, the shaping's gain over zero, what rang.
+
+    `accepted`: it clearly gained; `believed`: the verdicts that it was trained on may be, and so what was learned from
+    them; `sound`: training may go on from where it ended.
     """
 
     arm: str
@@ -85,24 +106,27 @@ class Weighing:
     alarms: tuple[Alarm, ...]
     guard: str | None
     accepted: bool
+    believed: bool
     sound: bool
 
 
 def weigh(
     arms: Mapping[str, JsonObject], best_q: float | None, history: Sequence[tuple[float, float]]
 ) -> Weighing:
-    """Choose between the arms that finished. `arms` always holds "zero"; `history` ends with the shaped segment.
+    """Choose between the arms that finished: "zero", "shaped" or both. `history` ends with the shaped segment.
 
-    A shaped arm that rang an alarm or let q collapse is out; its control may still be kept. Where the verdicts
-    themselves are not to be trusted, neither arm is.
+    A shaped arm that rang an alarm or let q collapse is out; its control, where it has one, may still be kept. Where
+    the verdicts themselves are not to be trusted, neither arm is.
     """
-    control, shaped = arms["zero"], arms.get("shaped")
-    unsound = tuple(inspect_verdicts(control["values"]))
+    control, shaped = arms.get("zero"), arms.get("shaped")
+    unbelieved = tuple(inspect_verdicts(control["values"])) if control else ()
     if shaped is None or "failed" in shaped:
-        return _kept("zero", control, best_q, None, unsound, None)
+        return _kept("zero", arms["zero"], best_q, None, unbelieved, None)
     alarms = tuple(inspect(shaped["values"], history))
-    alarms += tuple(alarm for alarm in unsound if alarm.name not in {known.name for known in alarms})
+    alarms += tuple(alarm for alarm in unbelieved if alarm.name not in {known.name for known in alarms})
     guard = _guarded(shaped, best_q)
+    if control is None:
+        return _kept("shaped", shaped, best_q, None, alarms, guard)
     over_zero = advantage(shaped["values"], control["values"])
     arm = "shaped" if over_zero.clear and not alarms and guard is None else "zero"
     return _kept(arm, arms[arm], best_q, over_zero, alarms, guard)
@@ -113,9 +137,9 @@ def _kept(
     guard: str | None,
 ) -> Weighing:
     gain = improvement(arm["values"])
-    sound = not inspect_verdicts(arm["values"])
-    accepted = gain.clear and sound and _guarded(arm, best_q) is None
-    return Weighing(name, gain, over_zero, alarms, guard, accepted, sound)
+    believed = not inspect_verdicts(arm["values"])
+    sound = believed and _guarded(arm, best_q) is None and not (alarms and name == "shaped")
+    return Weighing(name, gain, over_zero, alarms, guard, gain.clear and sound, believed, sound)
 
 
 def _guarded(arm: JsonObject, best_q: float | None) -> str | None:

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
-from loops.reward.features import FEATURES, Feature
+from loops.reward.features import BY_REWARD_MODEL, FEATURES, LEARNED, Feature
 
 GROUP: Final = "kaizend.features"
 SLOWEST_SECONDS: Final = 0.25
@@ -38,7 +38,7 @@ def source_of(name: str) -> str | None:
     """The package and version that bring a feature, None for one of kaizend's own. ValueError where nobody brings it,
     or more than one does.
     """
-    if name in FEATURES:
+    if name in FEATURES or name == LEARNED:
         return None
     entry = _registered(name)
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
@@ -53,6 +53,8 @@ def sources(names: Iterable[str]) -> dict[str, str]:
 def feature(name: str) -> Feature:
     """The feature itself, imported and tried out where it is not kaizend's own. ValueError where it is not fit for use.
     """
+    if name == LEARNED:
+        return BY_REWARD_MODEL
     if name in FEATURES:
         return FEATURES[name]
     found = _registered(name).load()

@@ -19,6 +19,8 @@ from types import MappingProxyType
 from typing import Final
 
 NEUTRAL: Final = 0.5
+LEARNED: Final = "learned"
+"""The feature that a reward model measures; the texts alone tell nothing of it."""
 MOST_COMPARED_UNITS: Final = 256
 """Edit similarity is quadratic: it looks at the first so many units of either text."""
 
@@ -126,6 +128,13 @@ def _agreement(prompt: str, completion: str, reference: str | None, siblings: Se
     return sum(text.split() == own for text in siblings) / len(siblings) if siblings else NEUTRAL
 
 
+def _unmeasured(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """A worker that was given a reward model puts sigmoid(r - r_ref) in its place (PAR, 2502.18770)."""
+    return NEUTRAL
+
+
+BY_REWARD_MODEL: Final = Feature(LEARNED, FeatureClass.WRONG, _unmeasured)
+"""It orders wrong answers, of which the verifier says nothing; to right ones it has nothing to add but its errors."""
 FEATURES: Final[Mapping[str, Feature]] = MappingProxyType({
     feature.name: feature
     for feature in (
@@ -139,4 +148,4 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType({
         Feature("agreement", FeatureClass.ONE, _agreement),
     )
 })
-"""kaizend's own, by name. At most eight enter a shaping (ALGORITHMS 7)."""
+"""kaizend's own that need no more than the texts, by name. At most eight enter a shaping (ALGORITHMS 7)."""

@@ -1,9 +1,11 @@
 """The reward loop: one cycle carries reinforcement on for one segment, under a shaping or under none.
 
 The shaping follows from the state (ALGORITHMS 7): zero unless success is very rare and the evidence speaks. A shaping
-runs beside a zero-shaping control with the same seeds and is kept only where it is clearly better. With or without
-one, a segment is accepted only if q rose clearly; otherwise training goes on from the accepted checkpoint with
-another seed. The strict reward, the cap, the thresholds and the monitor are not part of any candidate.
+runs beside a zero-shaping control with the same seeds and is kept only where it is clearly better; one that was may go
+on alone for a few segments, one that was not makes room for zero shaping. A segment is promoted only if q rose clearly.
+Training goes on from every segment that is sound, promoted or not: where success is rare, q stands still for long
+before it rises. From one that is not it goes back, with another seed. The strict reward, the cap, the thresholds and
+the monitor are not part of any candidate.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from statistics import fmean
 from typing import Final
 
 from loops.loop import Bench, Trial
-from loops.reward.arms import Weighing, expected_success, weigh
+from loops.reward.arms import Weighing, expected_success, traces, weigh
 from loops.reward.catalogue import sources
+from loops.reward.features import LEARNED
+from loops.reward.learned import bounded, prepared, without
 from loops.reward.shaping import ZERO, Evidence, Shaping, Switch, annealed
 from state.jobs import JobFailed, JobResult, JobSpec
 from state.records import Candidate, JsonObject, LoopName, Outcome, Verdict
@@ -25,6 +29,10 @@ STRONGEST: Final = 0.4
 """Upper limit of B0; the cap on any strength is .5 (`shaping.CAP`)."""
 STRIKES: Final = 3
 AVOIDED_SEGMENTS: Final = 10
+PROVEN_SEGMENTS: Final = 4
+"""A shaping that was clearly better than its control runs so many segments without one, where q is measured."""
+RESTING_SEGMENTS: Final = 4
+"""One that was not clearly better leaves so many segments to zero shaping."""
 NEAR: Final = 0.2
 """Shapings whose weights differ by less (sum of absolute differences) count as the same."""
 HISTORY: Final = 4
@@ -36,6 +44,9 @@ class RewardSettings:
 
     `features` may enter a shaping where references exist, `approved` where none do; `references` says whether the
     target tasks have one right answer each; `strength` is B0 (at most .4); `probe_items` is the size of the q probe.
+
+    `learned` adds the feature of that name (`loops.reward.learned`): its reward model is made anew every
+    `learned_every` segments in which shaping is on, from answers to `pair_prompts` prompts.
     """
 
     features: tuple[str, ...] = ("places", "overlap", "prefix", "closeness", "grounded", "brevity", "varied")
@@ -43,18 +54,26 @@ class RewardSettings:
     references: bool = True
     strength: float = STRONGEST
     probe_items: int = 256
+    learned: bool = False
+    learned_every: int = 8
+    pair_prompts: int = 256
 
     def __post_init__(self) -> None:
         sources({*self.features, *self.approved})                       # unknown ones are refused
+        if LEARNED in {*self.features, *self.approved}:
+            raise ValueError("learned is not listed as a feature: say learned = true")
         Evidence.empty(self.allowed)                                    # at most eight
         if not 0 <= self.strength <= STRONGEST:
             raise ValueError(f"strength must be between 0 and {STRONGEST}")
         if self.probe_items < 2:
             raise ValueError("probe_items must be at least 2")
+        if self.learned_every < 1 or self.pair_prompts < 2:
+            raise ValueError("learned_every must be at least 1 and pair_prompts at least 2")
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        return self.features if self.references else self.approved
+        listed = self.features if self.references else self.approved
+        return (*listed, LEARNED) if self.learned else listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +102,7 @@ class RewardLoop:
         return {
             "segments": 0, "evidence": Evidence.empty(self.settings.allowed).to_json(), "switch": str(Switch.OFF),
             "scale": 1.0, "strikes": 0, "avoid": [], "blocked": [], "best": None, "history": [],
+            "learned": None, "proven": None, "resting": 0,
         }
 
     def propose(
@@ -93,7 +113,7 @@ class RewardLoop:
         change = {
             "shaping": shaping.to_json(), "recipe": task["recipe"], "model": base, "checkpoint": task["checkpoint"],
             "from_step": task["from_step"], "steps": task["steps"], "segment": task["segment"],
-            "lineage": task["lineage"],
+            "lineage": task["lineage"], "control": shaping.is_zero or not self._proven(state, shaping),
         }
         if brought := sources(self.settings.allowed):
             change["features"] = brought
@@ -101,13 +121,13 @@ class RewardLoop:
 
     def shaping(self, state: JsonObject, step: int, horizon: int) -> Shaping:
         """The shaping that the state calls for at one step; zero unless everything speaks for it."""
-        if state["switch"] != Switch.ON or frozen(state):
+        if state["switch"] != Switch.ON or frozen(state) or state["segments"] < state.get("resting", 0):
             return ZERO
         evidence = self._evidence(state)
         blocked = set(state["blocked"])
         strength = annealed(self.settings.strength * state["scale"], step, horizon)
         for _ in range(len(state["avoid"]) + 1):
-            shaping = Shaping(evidence.weights(set(self.settings.allowed) - blocked), strength)
+            shaping = Shaping(bounded(evidence.weights(set(self.settings.allowed) - blocked)), strength)
             if shaping.is_zero:
                 return ZERO
             if not any(_near(shaping.weights, avoided["weights"]) for avoided in state["avoid"]):
@@ -115,19 +135,31 @@ class RewardLoop:
             blocked.add(str(shaping.heaviest))
         return ZERO
 
+    def _proven(self, state: JsonObject, shaping: Shaping) -> bool:
+        """Whether one like it has lately been better than a control, and q can tell without one when it no longer is.
+        """
+        proven = state.get("proven")
+        return bool(
+            proven and self.settings.references and state["segments"] < proven["until"]
+            and _near(shaping.weights, proven["weights"])
+        )
+
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
-        shaping = Shaping.from_json(candidate.change["shaping"])
         state = bench.cycle.state
-        tried = {"zero": ZERO} if shaping.is_zero else {"zero": ZERO, "shaped": shaping}
+        learned = self._learned(candidate.change, state, bench)
+        shaping = _carried_out(candidate.change, learned)
+        tried = {"zero": ZERO} if shaping.is_zero or candidate.change.get("control", True) else {}
+        tried |= {} if shaping.is_zero else {"shaped": shaping}
         max_tokens = bench.left.tokens // len(tried)
-        specs = [self._spec(candidate.change, each, max_tokens, bench) for each in tried.values()]
-        arms = {name: _arm(result) for name, result in zip(tried, bench.jobs(specs), strict=True)}
-        if "failed" in arms["zero"]:
-            raise JobFailed(arms["zero"]["failed"], Verdict(arms["zero"]["verdict"]))
+        specs = [self.spec(candidate.change, each, max_tokens, learned, bench) for each in tried.values()]
+        arms = {name: arm_of(result) for name, result in zip(tried, bench.jobs(specs), strict=True)}
+        first = next(iter(arms.values()))
+        if "failed" in first:
+            raise JobFailed(first["failed"], Verdict(first["verdict"]))
         best = state["best"] if state["best"] and state["best"]["lineage"] == candidate.change["lineage"] else None
         values = {
             "arms": arms, "best_q": best["q"] if best else None,
-            "history": _lengthened(state["history"], arms.get("shaped")),
+            "history": _lengthened(state["history"], arms.get("shaped")), "learned": learned,
         }
         return Trial(arms[_weighed(values).arm]["model"], values)
 
@@ -138,27 +170,33 @@ class RewardLoop:
         kept, shaped = arms[weighing.arm], arms.get("shaped")
         values = kept["values"]
         q = expected_success(values)
-        heaviest = Shaping.from_json(candidate.change["shaping"]).heaviest
+        learned = trial.values["learned"]
+        heaviest = _carried_out(candidate.change, learned).heaviest
         evidence = {
             "arm": weighing.arm, "gain": weighing.gain.to_json(),
             "over_zero": weighing.over_zero.to_json() if weighing.over_zero else None,
             "alarms": [alarm.to_json() for alarm in weighing.alarms], "guard": weighing.guard,
             "blocked": heaviest if weighing.guard else None, "q_before": expected_success(values, "q_before"),
             "q_after": q, "best_q": trial.values["best_q"],
-            "shaped_failed": shaped.get("failed") if shaped else None,
+            "shaped_failed": shaped.get("failed") if shaped else None, "learned": learned,
+            "trace": traces(arms),
             **{key: values.get(key) for key in ("success", "groups", "mixed_groups", "kl", "steps", "stopped")},
         }
         lesson = {
-            "checkpoint": kept["checkpoint"], "steps": values.get("steps", candidate.change["steps"]),
-            "cut": values.get("cut", 0), "evidence": values.get("evidence") if weighing.sound else None, "q": q,
-            "history": trial.values["history"],
+            "model": kept["model"], "checkpoint": kept["checkpoint"], "sound": weighing.sound,
+            "steps": values.get("steps", candidate.change["steps"]),
+            "cut": values.get("cut", 0), "evidence": values.get("evidence") if weighing.believed else None,
+            "q": q, "history": trial.values["history"], "learned": learned if weighing.believed else None,
         }
         verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
-        return Outcome(verdict, _reason(weighing), kept["model"] if weighing.accepted else None, evidence, lesson)
+        result = kept["model"] if weighing.accepted else None
+        return Outcome(verdict, _reason(weighing, learned), result, evidence, lesson)
 
     def learn(self, state: JsonObject, candidate: Candidate, outcome: Outcome) -> JsonObject:
-        shaping = Shaping.from_json(candidate.change["shaping"])
         seen, lesson = outcome.evidence, outcome.lesson
+        shaping = Shaping.from_json(candidate.change["shaping"])
+        if "learned" in seen:
+            shaping = _carried_out(candidate.change, seen["learned"])
         segments = state["segments"] + 1
         alarmed = bool(seen.get("alarms"))
         shunned = not shaping.is_zero and (
@@ -175,6 +213,7 @@ class RewardLoop:
             "scale": state["scale"] / 2 if alarmed else state["scale"], "strikes": state["strikes"] + alarmed,
             "avoid": avoid, "blocked": sorted(blocked), "best": _best(state["best"], candidate, outcome),
             "history": [] if alarmed else lesson.get("history", state["history"]),
+            "learned": lesson.get("learned") or state.get("learned"), **_standing(state, shaping, segments, outcome),
         }
 
     def _evidence(self, state: JsonObject) -> Evidence:
@@ -182,16 +221,32 @@ class RewardLoop:
         known = evidence.features == Evidence.empty(self.settings.allowed).features
         return evidence if known else Evidence.empty(self.settings.allowed)       # the operator changed the list
 
-    def _spec(self, change: JsonObject, shaping: Shaping, max_tokens: int, bench: Bench) -> JobSpec:
+    def _learned(self, change: JsonObject, state: JsonObject, bench: Bench) -> JsonObject | None:
+        """The reward model of this segment, None where nothing asks for one."""
+        if not self.settings.learned or state["switch"] != Switch.ON or frozen(state):
+            return None
+        asked = {"tasks": list(self.targets), "prompts": self.settings.pair_prompts}
+        return prepared(
+            state.get("learned"), LEARNED in change["shaping"]["weights"], self.settings.learned_every,
+            state["segments"], asked, {"model": change["model"], "seal": self.seal}, bench,
+        )
+
+    def spec(
+        self, change: JsonObject, shaping: Shaping, max_tokens: int, learned: JsonObject | None, bench: Bench
+    ) -> JobSpec:
         """One arm. Both arms have the same seeds and tokens and differ in nothing but the shaping."""
         inputs = {"model": change["model"], "seal": self.seal}
+        evidence = self._evidence(bench.cycle.state)
+        if learned and learned["model"] is not None:
+            inputs["reward_model"] = learned["model"]
+            evidence = evidence.forgetting(LEARNED) if learned["trained"] else evidence
         inputs |= {f"data:{name}": digest for name, digest in sorted(self.sources.items())}
         if change["checkpoint"] is not None:
             inputs["checkpoint"] = change["checkpoint"]
         params = {
             "recipe": change["recipe"], "shaping": shaping.to_json(), "tasks": list(self.targets),
             "steps": change["steps"], "from_step": change["from_step"],
-            "evidence": self._evidence(bench.cycle.state).to_json(),
+            "evidence": evidence.to_json(),
             "probe_seed": bench.seed("probe"), "probe_items": self.settings.probe_items,
             "proxy_strength": STRONGEST, "references": self.settings.references,
             "max_tokens": max_tokens,
@@ -211,7 +266,28 @@ def rearm(state: JsonObject) -> JsonObject:
     return {**state, "strikes": 0, "scale": 1.0, "avoid": [], "blocked": [], "history": []}
 
 
-def _arm(result: JobResult | JobFailed) -> JsonObject:
+def _carried_out(change: JsonObject, learned: JsonObject | None) -> Shaping:
+    """The shaping that a segment ran under: the proposed one, the learned feature left out where it must not pay."""
+    shaping = Shaping.from_json(change["shaping"])
+    return without(shaping) if learned is None or learned["left_out"] else shaping
+
+
+def _standing(state: JsonObject, shaping: Shaping, segments: int, outcome: Outcome) -> JsonObject:
+    """Which shaping may go without a control, and until when there is none, after a segment under this one."""
+    seen = outcome.evidence
+    proven, resting = state.get("proven"), state.get("resting", 0)
+    if shaping.is_zero:
+        return {"proven": proven, "resting": resting}
+    if seen.get("alarms") or seen.get("guard") or seen.get("arm") is None:
+        return {"proven": None, "resting": resting}
+    if seen.get("over_zero") is None:                                   # it had no control
+        return {"proven": proven, "resting": resting}
+    if seen["arm"] == "shaped":
+        return {"proven": {"weights": dict(shaping.weights), "until": segments + PROVEN_SEGMENTS}, "resting": resting}
+    return {"proven": None, "resting": segments + RESTING_SEGMENTS}
+
+
+def arm_of(result: JobResult | JobFailed) -> JsonObject:
     if isinstance(result, JobFailed):
         return {"failed": str(result), "verdict": str(result.verdict)}
     if not result.outputs:                                              # no step fitted into its tokens
@@ -248,11 +324,13 @@ def _near(weights: Mapping[str, float], others: Mapping[str, float]) -> bool:
     return math.fsum(abs(weights.get(name, 0.0) - others.get(name, 0.0)) for name in {*weights, *others}) < NEAR
 
 
-def _reason(weighing: Weighing) -> str:
+def _reason(weighing: Weighing, learned: JsonObject | None) -> str:
     gain = f"{weighing.gain.mean:+.4f} with a standard error of {weighing.gain.stderr:.4f}"
     told = f"the {weighing.arm} arm's success moved by {gain}"
     if weighing.over_zero is not None:
         told += f"; the shaping gained {weighing.over_zero.mean:+.4f} over zero"
+    if learned and learned["left_out"]:
+        told += f"; the learned feature was left out: {learned['left_out']}"
     for warning in (*(alarm.seen for alarm in weighing.alarms), *([weighing.guard] if weighing.guard else [])):
         told += f"; {warning}"
     return told

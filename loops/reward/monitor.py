@@ -1,7 +1,8 @@
 """The monitor: pure functions that tell whether a shaping is being hacked.
 
-Each alarm looks at what a segment measured and says what it saw, in words and figures, or None. What follows from an alarm is the
-business of `loops.reward.loop`. Thresholds are constants: no loop and no setting changes them (ALGORITHMS 7).
+Each alarm looks at what a segment measured and says what it saw, in words and figures, or None. What follows from an
+alarm is the business of `loops.reward.loop`. Thresholds are constants: no loop and no setting changes them
+(ALGORITHMS 7).
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def proxy_left_truth(proxy: Sequence[float], truth: Sequence[float], has_q: bool
         if value > CUSUM_LIMIT and sum(lately) / len(lately) < TRUTH_ROSE:
             step = baseline + done
             seen = f"the proxy left the truth at step {step} (CUSUM {value:.1f} > {CUSUM_LIMIT:g})"
-            return Alarm("cusum", seen, {"step": step, "cusum": value, "limit": CUSUM_LIMIT, "baseline_steps": baseline})
+            figures = {"step": step, "cusum": value, "limit": CUSUM_LIMIT, "baseline_steps": baseline}
+            return Alarm("cusum", seen, figures)
     return None
 
 

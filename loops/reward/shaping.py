@@ -173,6 +173,15 @@ class Evidence:
             rows=self.rows * factor,
         )
 
+    def forgetting(self, name: str) -> Evidence:
+        """Without what was seen of one feature, which is measured otherwise from now on."""
+        if name not in self.features:
+            return self
+        place, width = self.features.index(name), len(self.features)
+        sxx, sxy = np.reshape(self.sxx, (width, width)).copy(), np.array(self.sxy)
+        sxx[place], sxx[:, place], sxy[place] = 0.0, 0.0, 0.0
+        return replace(self, sxx=tuple(sxx.ravel().tolist()), sxy=tuple(sxy.tolist()))
+
     def weights(self, allowed: Iterable[str] | None = None) -> dict[str, float]:
         """a_k > 0 by feature, summing to 1, or {} while evidence is thin.
 

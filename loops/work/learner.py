@@ -1,6 +1,6 @@
 """A model while it learns: its weights or adapter, its optimiser, and how both go to disk and come back.
 
-Shared by the jobs "train" and "segment". Invariant: a checkpoint is self-sufficient, so carrying one on needs nothing
+Shared by the jobs that train. Invariant: a checkpoint is self-sufficient, so carrying one on needs nothing
 of the model it is paired with but the configuration and the tokenizer. No loss and no data live here.
 """
 
@@ -103,12 +103,7 @@ def load_learner(folder: Path, recipe: Recipe, seed: int, device: str) -> Learne
     """Load a model for training: float32 on the CPU; on cuda float32 weights under bfloat16 arithmetic, and frozen
     bfloat16 weights below a float32 adapter. `seed` fixes the adapter's first values.
     """
-    logging.disable_progress_bar()
-    frozen = recipe.adapter.kind is not AdapterKind.NONE
-    model: Any = auto_class(folder).from_pretrained(
-        folder, dtype=torch.bfloat16 if frozen and device == "cuda" else torch.float32,
-        use_safetensors=True, trust_remote_code=False, local_files_only=True,
-    )
+    model, frozen = load_model(folder, recipe, device), recipe.adapter.kind is not AdapterKind.NONE
     senses = _beside_language(model)
     for parameter in senses.values():
         parameter.requires_grad_(False)
@@ -116,14 +111,29 @@ def load_learner(folder: Path, recipe: Recipe, seed: int, device: str) -> Learne
         torch.manual_seed(seed)
         model = get_peft_model(model, adapter_config(recipe.adapter, senses))
     model.to(device)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    return Learner(model, load_tokenizer(folder), optimizer, folder, device, _stored_dtype(folder))
+
+
+def load_model(folder: Path, recipe: Recipe, device: str) -> Any:
+    """The bare model in the dtype that the recipe's training has it in, on the CPU."""
+    logging.disable_progress_bar()
+    frozen = recipe.adapter.kind is not AdapterKind.NONE
+    return auto_class(folder).from_pretrained(
+        folder, dtype=torch.bfloat16 if frozen and device == "cuda" else torch.float32,
+        use_safetensors=True, trust_remote_code=False, local_files_only=True,
+    )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model, with something to pad with. ValueError where it has no end token."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{folder}: the tokenizer has no end token, so no answer could ever end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    return Learner(model, tokenizer, optimizer, folder, device, _stored_dtype(folder))
+    return tokenizer
 
 
 def _beside_language(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -6,11 +6,12 @@ No tensors here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from loops.reward.catalogue import measure
+from loops.reward.features import LEARNED
 from loops.reward.shaping import Evidence, Shaping, bonus, rank_correlation, score, shaped_reward
 from safety.yardstick.items import Item
 from safety.yardstick.verifiers import Verifier
@@ -74,7 +75,6 @@ class Record:
         """Between how good the shaping's features call an answer and whether it is right; None where either is flat."""
         return rank_correlation(self.scores, self.truths)
 
-
     @property
     def disagreement(self) -> float | None:
         """Share of the answers that a second verifier called otherwise; None where no task has one."""
@@ -86,6 +86,7 @@ class Marking:
     """TRL's reward function. `latest` holds the answers of the last call, right or wrong.
 
     Without `references` an item's answer is one of several: the verifier may use it, features and evidence may not.
+    `learned` is phi of the learned feature for some (prompt, answer), None where no reward model was given.
     """
 
     questions: Sequence[Question]
@@ -95,6 +96,7 @@ class Marking:
     proxy_strength: float
     record: Record
     references: bool = True
+    learned: Callable[[Sequence[tuple[str, str]]], list[float]] | None = None
     latest: list[Answer] = field(default_factory=list)
     __name__: str = "marking"
 
@@ -115,10 +117,10 @@ class Marking:
             ids = completion_ids[begin:begin + self.group]
             r0 = [self._right(asked, text, written) for text, written in zip(texts, ids, strict=True)]
             reference = asked.item.answer if self.references else None
-            phis = [measure(names, asked.item.prompt, text, reference, texts) for text in texts]
+            phis, ideal = self._measured(names, asked.item.prompt, texts, reference)
             evidence = evidence.add_group(
                 [([phi[name] for name in evidence.features], r) for phi, r in zip(phis, r0, strict=True)],
-                None if reference is None else self._ideal(evidence.features, asked, reference, texts),
+                None if ideal is None else [ideal[name] for name in evidence.features],
             )
             group = [shaped_reward(r, phi, self.shaping) for r, phi in zip(r0, phis, strict=True)]
             self._count(r0, group)
@@ -130,10 +132,16 @@ class Marking:
         self._close(evidence, truths, bonuses, len(rewards) // self.group)
         return [reward * REWARD_SCALE for reward in rewards]
 
-    def _ideal(self, names: Sequence[str], asked: Question, reference: str, texts: Sequence[str]) -> list[float]:
-        """phi of the reference answer itself."""
-        phi = measure(names, asked.item.prompt, reference, reference, texts)
-        return [phi[name] for name in names]
+    def _measured(
+        self, names: Sequence[str], prompt: str, texts: Sequence[str], reference: str | None
+    ) -> tuple[list[dict[str, float]], dict[str, float] | None]:
+        """phi of each answer of a group, equal ones looked at once, and of the reference itself where there is one."""
+        answers = list(dict.fromkeys(texts if reference is None else [*texts, reference]))
+        told = {answer: measure(names, prompt, answer, reference, texts) for answer in answers}
+        if self.learned is not None and LEARNED in names:
+            for answer, phi in zip(answers, self.learned([(prompt, answer) for answer in answers]), strict=True):
+                told[answer][LEARNED] = phi
+        return [told[text] for text in texts], None if reference is None else told[reference]
 
     def _right(self, asked: Question, text: str, written: Sequence[int]) -> float:
         """r0: right by the task's strict verifier, and ended by the model itself."""

@@ -1,6 +1,7 @@
 """The job "segment": some steps of group-relative policy gradient with a verifier, under one shaping, with TRL.
 
-inputs   model, checkpoint (to carry on from `from_step`), seal, data:<source> ... (replay)
+inputs   model, checkpoint (to carry on from `from_step`), seal, reward_model (for the learned feature),
+         data:<source> ... (replay)
 params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_seed, probe_items, save_steps,
          proxy_strength, references, max_tokens (None: no cap)
 outputs  model (adapter merged), checkpoint
@@ -22,7 +23,7 @@ bits: every optimiser step samples a batch of its own, so that no step needs ans
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from loops.pipeline.recipe import Recipe
-from loops.reward.features import FEATURES
+from loops.reward.features import FEATURES, LEARNED
 from loops.reward.shaping import Evidence, Shaping
 from loops.work import checkpoint
 from loops.work.checkpoint import Checkpoint
@@ -41,6 +42,7 @@ from loops.work.exercises import Exercises, plain, set_exercises
 from loops.work.learner import Learner, load_learner, schedule, standing, take_up
 from loops.work.marking import Marking, Question, Record
 from loops.work.replay import DATA_ROWS, Replay
+from loops.work.reward_model import load_judge
 from loops.work.rows import answer_log_p, mixed, read_rows, tokenise
 from loops.work.stops import out_of_tokens, reason_to_stop
 from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
@@ -54,6 +56,7 @@ from state.records import seed_from
 PROBE_ITEMS = 256
 SAVE_STEPS = 20
 KL_STEPS = 5
+KL_ANSWERS = 16                        # of the first step's, evenly from its groups: enough for a limit in whole nats
 CANARY_ITEMS = 4                       # per task: junk answers are tried on so many questions
 PROXY_STRENGTH = 0.4
 SPARE_TOKENS = 2
@@ -163,7 +166,7 @@ def _run(
     left = range(batch * (first - errand.steps.start), len(exercises.questions))
     marking = Marking(
         exercises.questions, recipe.group, frozenset({int(learner.tokenizer.eos_token_id)}), errand.shaping,
-        errand.proxy_strength, record, errand.references,
+        errand.proxy_strength, record, errand.references, _judging(errand, desk),
     )
     pending = True
 
@@ -173,7 +176,7 @@ def _run(
             return None
         pending = False
         if not record.start:
-            record.start = marking.latest
+            record.start = marking.latest[::max(1, len(marking.latest) // KL_ANSWERS)]
             record.start_log_p = _log_p(learner, record)
         return replay.loss(model, record.step)
 
@@ -216,6 +219,15 @@ def _run(
         learner.model.delete_adapter(REFERENCE)
 
 
+def _judging(errand: Errand, desk: Desk) -> Callable[[Sequence[tuple[str, str]]], list[float]] | None:
+    """phi of the learned feature by the reward model among the inputs. ValueError where it is paid for without one."""
+    if "reward_model" in desk.inputs:
+        return load_judge(desk.inputs["reward_model"], desk.device).phis
+    if LEARNED in errand.shaping.weights:
+        raise ValueError("a shaping that pays for the learned feature needs a reward model")
+    return None
+
+
 def _arguments(errand: Errand, desk: Desk, exercises: Exercises, record: Record, steps: int) -> GRPOConfig:
     recipe = errand.recipe
     micro = record.micro_batch or recipe.completions
@@ -234,7 +246,9 @@ def _replay(errand: Errand, desk: Desk, learner: Learner, record: Record) -> Rep
     seed = seed_from(errand.seed, "replay")
     places = mixed(rows, recipe.shares(rows.sources) if rows.sources else {}, DATA_ROWS, left, seed)
     data = tokenise(rows, places.reshape(-1).tolist(), learner.tokenizer)
-    return Replay(data, places, left.start, recipe.replay, seed, desk.device, lambda: record.right)
+    return Replay(
+        data, places, left.start, recipe.replay, recipe.success_replay, seed, desk.device, lambda: record.right,
+    )
 
 
 def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, record: Record) -> Produced:
@@ -276,7 +290,9 @@ def _expected(learner: Learner, exercises: Exercises) -> list[float]:
 
 
 def _kl(learner: Learner, record: Record) -> float:
-    """KL(start || now) in nats a token, on the segment's first answers: mean of r - 1 - ln r, r = p_now / p_start."""
+    """KL(start || now) in nats a token, on some of the segment's first answers: mean of r - 1 - ln r, where r is
+    p_now / p_start.
+    """
     differences = [
         now - then
         for mine, theirs in zip(_log_p(learner, record), record.start_log_p, strict=True)

@@ -1,9 +1,9 @@
 """What keeps reinforcement from forgetting: rows of the training data and the model's own successes, learned again.
 
-    loss + .3 CE(own successes) + replay CE(data)
+    loss + success_replay CE(own successes) + replay CE(data)
 
-on 16 draws of the last own successes once there are 8, and on 48 rows of the sources in the recipe's shares
-(ALGORITHMS 7). Which rows a step sees is a function of the seed and the step.
+with the recipe's weights, on 16 draws of the last own successes once there are 8, and on 48 rows of the sources in the
+recipe's shares (ALGORITHMS 7). Which rows a step sees is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from state.records import seed_from
 DATA_ROWS: Final = 48
 SUCCESS_ROWS: Final = 16
 SUCCESSES_NEEDED: Final = 8
-SUCCESS_WEIGHT: Final = 0.3
 
 
 @dataclass(slots=True)
@@ -33,6 +32,7 @@ class Replay:
     places: Places
     first_step: int
     weight: float
+    success_weight: float
     seed: int
     device: str
     successes: Callable[[], Sequence[Encoded]]
@@ -44,11 +44,11 @@ class Replay:
         chosen = self._chosen(step)
         if chosen:
             terms.append(self.weight * self._loss(model, [self.data.rows[place] for place in chosen]))
-        held = self.successes()
+        held = self.successes() if self.success_weight > 0 else ()
         if len(held) >= SUCCESSES_NEEDED:
             generator = np.random.default_rng(seed_from(self.seed, "successes", step))
             drawn = generator.integers(len(held), size=SUCCESS_ROWS)
-            terms.append(SUCCESS_WEIGHT * self._loss(model, [held[place] for place in drawn]))
+            terms.append(self.success_weight * self._loss(model, [held[place] for place in drawn]))
         return sum(terms[1:], terms[0]) if terms else None
 
     def most_tokens(self, step: int, longest: int) -> int:
@@ -56,7 +56,8 @@ class Replay:
         `longest`: it may be drawn as a success at once.
         """
         held = (len(prompt) + len(answer) for prompt, answer in self.successes())
-        return self.data.count(self._chosen(step)) + SUCCESS_ROWS * max([longest, *held])
+        again = SUCCESS_ROWS * max([longest, *held]) if self.success_weight > 0 else 0
+        return self.data.count(self._chosen(step)) + again
 
     def _chosen(self, step: int) -> list[int]:
         """The rows of the data that one step sees."""

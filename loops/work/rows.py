@@ -66,15 +66,37 @@ def pad_rows(rows: Sequence[Encoded], pad: int) -> Batch:
 
 
 def read_rows(inputs: Mapping[str, Path]) -> Rows:
-    """Every row of every input named "data:<source>", a file or a folder of them. Raises RowError."""
+    """Every row of every input named "data:<source>", a file or a folder of them; a source of preferences gives none.
+    Raises RowError.
+    """
     texts: list[Row] = []
     sources: dict[str, range] = {}
-    for name in sorted(inputs):
-        if name.startswith("data:"):
-            begin = len(texts)
-            texts += rows_in(inputs[name])
-            sources[name.removeprefix("data:")] = range(begin, len(texts))
+    for name, path in _sources(inputs):
+        begin = len(texts)
+        texts += [row for row in rows_in(path) if len(row) == 2]
+        sources[name] = range(begin, len(texts))
     return Rows(texts, sources)
+
+
+def read_pairs(inputs: Mapping[str, Path]) -> Rows:
+    """Every preference of the same inputs: the places are theirs, and the row of the chosen answer of place p is
+    text 2p, that of the rejected one 2p + 1. A source of other rows gives none. Raises RowError.
+    """
+    texts: list[Row] = []
+    sources: dict[str, range] = {}
+    for name, path in _sources(inputs):
+        begin = len(texts) // 2
+        for row in rows_in(path):
+            if len(row) == 3:
+                texts += [(row[0], row[1]), (row[0], row[2])]
+        sources[name] = range(begin, len(texts) // 2)
+    return Rows(texts, sources)
+
+
+def halves(places: Iterable[int]) -> list[int]:
+    """The rows of some pairs: the chosen answers of all, then the rejected ones."""
+    known = list(places)
+    return [2 * place + half for half in (0, 1) for place in known]
 
 
 def tokenise(rows: Rows, places: Iterable[int], tokenizer: Any) -> Tokens:
@@ -160,6 +182,10 @@ def _answer_log_p(model: torch.nn.Module, rows: Sequence[Encoded], pad: int, dev
 
 def to_device(batch: Batch, device: str) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _sources(inputs: Mapping[str, Path]) -> list[tuple[str, Path]]:
+    return [(name.removeprefix("data:"), inputs[name]) for name in sorted(inputs) if name.startswith("data:")]
 
 
 def _in_epochs(size: int, count: int, seed: int, name: str) -> Places:

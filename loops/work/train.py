@@ -1,211 +1,46 @@
-"""The job "train": supervised steps of one recipe on a mixture of sources, full weights or an adapter, with TRL.
+"""The job "train": supervised steps on the answers of rows. Inputs, params, outputs and values: `loops.work.course`.
 
-inputs   model, checkpoint (to carry on from `from_step`), data:<source> ...
-params   recipe, from_step, to_step, save_steps, max_tokens (None: no cap)
-outputs  model (adapter merged), checkpoint
-values   steps, tokens, loss_first, loss_last, curve, stopped, sources, learned
-
-Every step's rows are known beforehand, so the steps that would go beyond `max_tokens` are cut off before the first one
-is done; "steps" counts what was done. Where not even one fits, there are no outputs and "steps" is 0.
-
-A pure function of the spec and its inputs. Killed anywhere and run again in the same folder, it goes on from its last
-verified checkpoint and ends with the same bits.
+Sources of preferences give it no rows. Loss is the cross-entropy of the answers and their end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from datasets import Dataset
+from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from loops.pipeline.recipe import Recipe
-from loops.work import checkpoint
-from loops.work.learner import Learner, load_learner, schedule, standing, take_up
-from loops.work.rows import Places, Tokens, answer_loss, mixed, read_rows, to_device, tokenise
-from loops.work.stops import out_of_tokens
-from loops.work.watch import Diverged, Logs, Watch, halving, quiet_arguments, run_trainer
+from loops.work.course import Errand, take_course
+from loops.work.rows import Batch, Rows, Tokens, answer_loss, read_rows, tokenise
+from loops.work.watch import Diverged
 from state.jobs import Desk, JobSpec, Produced
-from state.records import JsonObject, seed_from
+from state.records import JsonObject
 
 __all__ = ["Diverged", "train"]
 
-PROBE_ROWS = 64
-SAVE_STEPS = 100
 
+class Supervised:
+    """A row is learned by its answer's cross-entropy."""
 
-@dataclass(slots=True)
-class Progress:
-    """All that a run remembers beside weights and moments: exactly what a checkpoint keeps as its state."""
+    def read(self, inputs: Mapping[str, Path]) -> Rows:
+        return read_rows(inputs)
 
-    step: int
-    losses: list[float] = field(default_factory=list)
-    before: dict[str, float] = field(default_factory=dict)
-    micro_batch: int = 0
+    def tokenise(self, rows: Rows, places: Iterable[int], tokenizer: Any) -> Tokens:
+        return tokenise(rows, places, tokenizer)
 
-    def to_json(self) -> JsonObject:
-        return {name: getattr(self, name) for name in self.__slots__}
+    def ready(self, material: Tokens, places: Sequence[int], errand: Errand, desk: Desk) -> Tokens:
+        return material
 
+    def loss(self, model: Any, batch: Batch, recipe: Recipe) -> Tensor:
+        return answer_loss(model, batch)
 
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """The spec's parameters, read once."""
-
-    recipe: Recipe
-    steps: range
-    save_steps: int
-    max_tokens: int | None
-    seed: int
-
-    @classmethod
-    def of(cls, spec: JobSpec) -> Errand:
-        params = spec.params
-        steps = range(params["from_step"], params["to_step"])
-        if not steps:
-            raise ValueError(f"there is no step from {steps.start} to {steps.stop}")
-        return cls(
-            Recipe.from_json(params["recipe"]), steps, params.get("save_steps", SAVE_STEPS), params.get("max_tokens"),
-            spec.seed,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """The rows of every step that the tokens suffice for, (steps, batch), and a few fixed ones of each source on which
-    loss is measured. `stopped` says in words why these are not all steps.
-    """
-
-    sources: Mapping[str, range]
-    tokens: Tokens
-    places: Places
-    probes: Mapping[str, list[int]]
-    steps: range
-    stopped: str | None
+    def trainer(self, recipe: Recipe, arguments: JsonObject, common: Mapping[str, Any]) -> SFTTrainer:
+        return SFTTrainer(args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}), **common)
 
 
 def train(spec: JobSpec, desk: Desk) -> Produced:
     """Run the steps from `from_step` to `to_step` of a recipe. Raises Diverged, and ValueError for bad inputs."""
-    torch.set_num_threads(desk.threads)
-    errand = Errand.of(spec)
-    return halving(errand.recipe.batch, lambda micro_batch: _attempt(errand, desk, micro_batch))
-
-
-def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
-    learner = load_learner(desk.inputs["model"], errand.recipe, errand.seed, desk.device)
-    lesson = _set_lesson(errand, desk, learner)
-    if not lesson.steps:
-        return Produced({"steps": 0, "tokens": 0, "stopped": lesson.stopped})
-    progress = _begin(errand, desk, learner, lesson)
-    progress.micro_batch = micro_batch or progress.micro_batch
-    if progress.step < lesson.steps.stop:
-        _run(errand, desk, learner, lesson, progress)
-    return _finish(errand, desk, learner, lesson, progress)
-
-
-def _set_lesson(errand: Errand, desk: Desk, learner: Learner) -> Lesson:
-    rows = read_rows(desk.inputs)
-    shares = errand.recipe.shares(rows.sources) if rows.texts else {}
-    places = mixed(rows, shares, errand.recipe.batch, errand.steps, errand.seed)
-    if not places.size:
-        raise ValueError("there are no rows to train on: every data source is empty")
-    probes = {name: _probe_places(held, errand.seed, name) for name, held in rows.sources.items() if len(held)}
-    needed = [*places.reshape(-1).tolist(), *(place for probe in probes.values() for place in probe)]
-    tokens = tokenise(rows, needed, learner.tokenizer)
-    fit = _fitting(tokens, places, errand.max_tokens)
-    stopped = out_of_tokens(errand.max_tokens, fit) if fit < len(errand.steps) else None
-    return Lesson(rows.sources, tokens, places[:fit], probes, errand.steps[:fit], stopped)
-
-
-def _fitting(tokens: Tokens, places: Places, max_tokens: int | None) -> int:
-    """How many steps from the first one on use no more than `max_tokens` together."""
-    if max_tokens is None:
-        return len(places)
-    used = np.cumsum([tokens.count(row) for row in places.tolist()])
-    return int(np.searchsorted(used, max_tokens, "right"))
-
-
-def _begin(errand: Errand, desk: Desk, learner: Learner, lesson: Lesson) -> Progress:
-    """Where this run stands: at its own last checkpoint, else at the one it was given, else at the start."""
-    take_up(learner, desk.inputs.get("checkpoint"), errand.recipe, errand.steps.start)
-    found = checkpoint.latest(desk.folder / "steps")
-    if found:
-        learner.restore(found)
-        return Progress(**found.state)
-    return Progress(errand.steps.start, before=_probe(learner, lesson))
-
-
-def _run(errand: Errand, desk: Desk, learner: Learner, lesson: Lesson, progress: Progress) -> None:
-    recipe, first = errand.recipe, progress.step
-    micro = progress.micro_batch or recipe.batch
-    left = lesson.places[first - errand.steps.start:]
-
-    def after(step: int, logs: Logs) -> None:
-        progress.step = step
-        progress.losses.append(logs["loss"])
-
-    def save(step: int) -> None:
-        checkpoint.write_step(desk.folder / "steps", step, learner.groups(whole=False), progress.to_json())
-
-    trainer = SFTTrainer(
-        model=learner.model,
-        args=SFTConfig(
-            str(desk.folder / "trl"), per_device_train_batch_size=micro,
-            gradient_accumulation_steps=recipe.batch // micro, train_sampling_strategy="sequential",
-            max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
-            **quiet_arguments(desk.device, len(left), errand.seed),
-        ),
-        train_dataset=Dataset.from_dict({"row": left.reshape(-1)}),
-        data_collator=lambda chosen: lesson.tokens.batch([row["row"] for row in chosen]),
-        processing_class=learner.tokenizer,
-        optimizers=(learner.optimizer, schedule(recipe, first, learner.optimizer)),
-        callbacks=[Watch(errand.seed, first, lesson.steps.stop, errand.save_steps, after, save, desk.progress)],
-    )
-    run_trainer(trainer)
-
-
-def _finish(errand: Errand, desk: Desk, learner: Learner, lesson: Lesson, progress: Progress) -> Produced:
-    outputs = {"model": desk.folder / "model", "checkpoint": desk.folder / "checkpoint"}
-    checkpoint.write(outputs["checkpoint"], learner.groups(whole=True), standing(errand.recipe, progress.step))
-    after = _probe(learner, lesson)
-    learner.save(outputs["model"])
-    used = lesson.places.reshape(-1).tolist()
-    sources = {}
-    for name in lesson.probes:
-        mine = [place for place in used if place in lesson.sources[name]]
-        drop = progress.before[name] - after[name]
-        sources[name] = {"rows": len(mine), "tokens": lesson.tokens.count(mine), "loss_drop": drop}
-    tokens = lesson.tokens.count(used)
-    values = {
-        "steps": len(lesson.steps), "tokens": tokens, "stopped": lesson.stopped, "sources": sources,
-        "loss_first": progress.losses[0], "loss_last": progress.losses[-1], "curve": thinned(progress.losses),
-        "learned": {"micro_batch": progress.micro_batch} if progress.micro_batch else {},
-    }
-    return Produced(values, outputs, items=len(used), tokens=tokens)
-
-
-def _probe_places(held: range, seed: int, name: str) -> list[int]:
-    generator = np.random.default_rng(seed_from(seed, "probe", name))
-    return sorted(held.start + int(place) for place in generator.permutation(len(held))[:PROBE_ROWS])
-
-
-def _probe(learner: Learner, lesson: Lesson) -> dict[str, float]:
-    """Loss per answer token on each source's probe rows."""
-    learner.model.eval()
-    with torch.no_grad(), torch.autocast(learner.device, torch.bfloat16, enabled=learner.device == "cuda"):
-        losses = {
-            name: float(answer_loss(learner.model, to_device(lesson.tokens.batch(places), learner.device)))
-            for name, places in lesson.probes.items()
-        }
-    learner.model.train()
-    return losses
-
-
-def thinned(curve: Sequence[float], points: int = 50) -> list[float]:
-    """At most `points` means of neighbouring values."""
-    width = max(1, -(-len(curve) // points))
-    parts = [curve[begin:begin + width] for begin in range(0, len(curve), width)]
-    return [sum(part) / len(part) for part in parts]
-
+    return take_course(spec, desk, Supervised())

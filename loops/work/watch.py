@@ -47,7 +47,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        torch.manual_seed(seed_from(self.seed, "step", self.first_step + state.global_step))
+        reseed(seed_from(self.seed, "step", self.first_step + state.global_step))
         return control
 
     def on_log(
@@ -90,6 +90,13 @@ def run_trainer(trainer: Any) -> None:
         trainer.train()
     finally:
         gc.unfreeze()
+
+
+def reseed(seed: int) -> None:
+    """As `torch.manual_seed`, which writes down the whole call stack for every device that is not in use."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def halving(batch: int, attempt: Callable[[int], T]) -> T:

@@ -91,8 +91,8 @@ class TaskSpec:
     "cut"?} and {"kind": "bilingual", "family"}. A target has a vault split of `vault_items`, a guard a guard split of
     `guard_items`; both can be drawn for search. `cut` (0) is a number to change when the sealed splits shall be others.
     A task that reads a file loses the path once its items are sealed; which file it was the sha256 says.
-    `second_verifier` decides nothing: it is asked beside `verifier` while reinforcement trains, and the monitor looks at
-    how often the two disagree.
+    `second_verifier` decides nothing: it is asked beside `verifier` while reinforcement trains, and the monitor looks
+    at how often the two disagree.
     """
 
     name: str

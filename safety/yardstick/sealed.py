@@ -16,7 +16,7 @@ from typing import Final
 
 from safety.yardstick.items import Item, TaskError, TaskSpec, item_id, normalised, read_items, write_items
 from safety.yardstick.tasks import of_a_file, pool_file, sealed_ids, take, unsealed
-from safety.yardstick.training import files_in, rows_in, rows_of, texts_of
+from safety.yardstick.training import answered, are_preferences, files_in, rows_in, rows_of, texts_of
 from safety.yardstick.verifiers import junk_paid
 from state.jobs import Desk, JobSpec, Produced
 from state.records import JsonObject, Split, digest_of
@@ -38,7 +38,8 @@ def seal_tasks(spec: JobSpec, desk: Desk) -> Produced:
 
     Params: "tasks" (list of TaskSpec JSON). Inputs "data:<source>": training files or folders of them. Outputs
     "vault" and "guard" (folders of <task>.jsonl) and "seal" (folder of <task>.json, the sorted ids of that task's
-    sealed items, and where the task reads a file <task>.jsonl, its pool). With an earlier seal as input "seal" nothing
+    sealed items, and where the task reads a file <task>.jsonl, its pool). Values: what is in each split, by task, and
+    "preferences", the sources that hold preferences. With an earlier seal as input "seal" nothing
     is drawn: its ids stay, and the pools of the tasks come to it. Raises ValueError naming file and number of items
     where the training data holds sealed items, and TaskError where a task has too few items, or a verifier that takes
     junk for right.
@@ -53,9 +54,9 @@ def seal_tasks(spec: JobSpec, desk: Desk) -> Produced:
         drawn = next((by_task[task.name] for by_task in splits.values() if task.name in by_task), [])
         if problem := junk_paid(task, drawn):
             raise TaskError(problem)
-    for name, path in sorted(desk.inputs.items()):
-        if name.startswith("data:"):
-            check_overlap(splits, name.removeprefix("data:"), path)
+    data = {name.removeprefix("data:"): path for name, path in sorted(desk.inputs.items()) if name.startswith("data:")}
+    for name, path in data.items():
+        check_overlap(splits, name, path)
     outputs = _written(splits, tasks, desk.folder)
     values: JsonObject = {
         str(split): {
@@ -64,6 +65,7 @@ def seal_tasks(spec: JobSpec, desk: Desk) -> Produced:
         }
         for split, by_task in splits.items()
     }
+    values["preferences"] = [name for name, path in data.items() if are_preferences(path)]
     return Produced(values, outputs)
 
 
@@ -86,7 +88,7 @@ def check_overlap(splits: Mapping[Split, Mapping[str, Sequence[Item]]], source: 
     """Raise ValueError when a training file holds sealed items: the same prompt or text, or the same run of 13 words
     (of the whole item, where it is shorter than that and has at least 6)."""
     for file in files_in(path):
-        rows = [texts_of(row) for row in rows_of(file)]
+        rows = [texts_of(each) for row in rows_of(file) for each in answered(row)]
         for split, by_task in splits.items():
             for task, items in by_task.items():
                 found = overlapping(items, rows)
@@ -100,7 +102,8 @@ def check_overlap(splits: Mapping[Split, Mapping[str, Sequence[Item]]], source: 
 def training_rows(paths: Iterable[Path]) -> Iterator[list[str]]:
     """The texts of every row of training files, or of folders of them."""
     for path in paths:
-        yield from map(texts_of, rows_in(path))
+        for row in rows_in(path):
+            yield from map(texts_of, answered(row))
 
 
 def overlapping(items: Sequence[Item], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -1,9 +1,11 @@
 """The rows that models are trained on, read from the operator's files.
 
-A row is a question with its answer, a conversation that ends with what the assistant says, or a text. What is trained
-on and what sealing holds against the sealed items is read here and nowhere else. An artefact has lost the ending of its
+A row is a question with its answer, a conversation that ends with what the assistant says, or a text; or it is a
+preference: a question or a conversation with an answer that was chosen and one that was rejected. What is trained on
+and what sealing holds against the sealed items is read here and nowhere else. An artefact has lost the ending of its
 name, so the format shows in the content: Parquet by its first bytes, JSON lines by a brace, CSV by a first line that
-names fields which make a row; anything else is text, each line a row.
+names fields which make a row; anything else is text, each line a row. Invariant: the rows of a source are all
+preferences, or none is.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,22 +24,26 @@ ENDINGS: Final = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 PARQUET: Final = b"PAR1"
 ROLES: Final = ("system", "user", "assistant", "tool")
 ANSWERS: Final = ("answer", "completion")
-FIELDS: Final = "prompt with answer or completion, or messages, or text"
+PAIR: Final = ("chosen", "rejected")
+FIELDS: Final = "prompt with answer or completion, or with chosen and rejected, or messages, or text"
 
 Turns = tuple[tuple[str, str], ...]
 """Of a conversation, before the answer: (role, content) each."""
 Row = tuple[str | Turns, str]
 """(what is asked, answer). A text is the answer to nothing."""
+Preference = tuple[str | Turns, str, str]
+"""(what is asked, chosen answer, rejected answer)."""
+Placed = tuple[str, Row | Preference]
+"""(where it stands in words, row)."""
 
 
 class RowError(ValueError):
     """A file of training data cannot be used: which, at which line or row, and what is wrong with which field."""
 
 
-def rows_in(path: Path) -> Iterator[Row]:
+def rows_in(path: Path) -> Iterator[Row | Preference]:
     """The rows of a file, or of the files in a folder and below. Raises RowError."""
-    for file in files_in(path):
-        yield from rows_of(file)
+    yield from _alike(placed for file in files_in(path) for placed in _placed_rows(file))
 
 
 def files_in(path: Path) -> list[Path]:
@@ -50,8 +56,51 @@ def files_in(path: Path) -> list[Path]:
     return files
 
 
-def rows_of(file: Path) -> Iterator[Row]:
+def rows_of(file: Path) -> Iterator[Row | Preference]:
     """The rows of one file, in order. Raises RowError."""
+    yield from _alike(_placed_rows(file))
+
+
+def are_preferences(path: Path) -> bool:
+    """Whether the rows of a file, or of a folder of files, are preferences; no where there are none. Raises RowError.
+    """
+    return next((len(row) == 3 for row in rows_in(path)), False)
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether a file says that it is a Parquet table. Raises RowError where it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(PARQUET)) == PARQUET
+    except OSError as error:
+        raise RowError(f"{file.name}: cannot be read: {error.strerror}") from error
+
+
+def answered(row: Row | Preference) -> list[Row]:
+    """The row itself; of a preference a row for each of its answers."""
+    asked, *answers = row
+    return [(asked, answer) for answer in answers]
+
+
+def texts_of(row: Row) -> list[str]:
+    """Every text in a row, the answer last."""
+    asked, answer = row
+    return [asked, answer] if isinstance(asked, str) else [*(content for _, content in asked), answer]
+
+
+def _alike(rows: Iterable[Placed]) -> Iterator[Row | Preference]:
+    """The rows without their places. RowError where a preference stands among rows that are none, or one among them."""
+    first = None
+    for where, row in rows:
+        first = first or row
+        if len(row) != len(first):
+            what = "a preference among rows that are none" if len(row) == 3 else "no preference, as those before it are"
+            raise RowError(f"{where}: {what}")
+        yield row
+
+
+def _placed_rows(file: Path) -> Iterator[Placed]:
+    """The rows of one file, each with its place."""
     if is_parquet(file):
         yield from _of_parquet(file)
         return
@@ -64,25 +113,11 @@ def rows_of(file: Path) -> Iterator[Row]:
     elif _names_fields(text):
         yield from _of_csv(file, text)
     else:
-        yield from (("", line.strip()) for line in text.splitlines() if line.strip())
+        lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+        yield from ((f"{file.name}, line {number}", ("", line)) for number, line in lines if line)
 
 
-def is_parquet(file: Path) -> bool:
-    """Whether a file says that it is a Parquet table. Raises RowError where it cannot be read."""
-    try:
-        with file.open("rb") as stream:
-            return stream.read(len(PARQUET)) == PARQUET
-    except OSError as error:
-        raise RowError(f"{file.name}: cannot be read: {error.strerror}") from error
-
-
-def texts_of(row: Row) -> list[str]:
-    """Every text in a row, the answer last."""
-    asked, answer = row
-    return [asked, answer] if isinstance(asked, str) else [*(content for _, content in asked), answer]
-
-
-def _of_json(file: Path, text: str) -> Iterator[Row]:
+def _of_json(file: Path, text: str) -> Iterator[Placed]:
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.strip():
             where = f"{file.name}, line {number}"
@@ -92,10 +127,10 @@ def _of_json(file: Path, text: str) -> Iterator[Row]:
                 raise RowError(f"{where}: not JSON ({error})") from error
             if not isinstance(body, dict):
                 raise RowError(f"{where}: not an object")
-            yield _row(body, where)
+            yield where, _row(body, where)
 
 
-def _of_csv(file: Path, text: str) -> Iterator[Row]:
+def _of_csv(file: Path, text: str) -> Iterator[Placed]:
     csv.field_size_limit(given.MOST_TEXT)
     reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
     try:
@@ -103,57 +138,89 @@ def _of_csv(file: Path, text: str) -> Iterator[Row]:
             where = f"{file.name}, line {reader.line_num}"
             if None in body:
                 raise RowError(f"{where}: more fields than the first line names")
-            yield _row({name: value for name, value in body.items() if value is not None}, where)
+            yield where, _row({name: value for name, value in body.items() if value is not None}, where)
     except csv.Error as error:
         raise RowError(f"{file.name}, line {reader.reader.line_num}: not CSV ({error})") from error
 
 
-def _of_parquet(file: Path) -> Iterator[Row]:
+def _of_parquet(file: Path) -> Iterator[Placed]:
     import pyarrow  # the daemon never needs it
     from pyarrow import parquet
 
     number = 0
     try:
         with parquet.ParquetFile(file) as table:
-            names = [name for name in ("prompt", *ANSWERS, "messages", "text") if name in table.schema_arrow.names]
+            known = ("prompt", *ANSWERS, *PAIR, "messages", "text")
+            names = [name for name in known if name in table.schema_arrow.names]
             for batch in table.iter_batches(columns=names):
                 for body in batch.to_pylist():
                     number += 1
-                    yield _row({k: v for k, v in body.items() if v is not None}, f"{file.name}, row {number}")
+                    where = f"{file.name}, row {number}"
+                    yield where, _row({name: value for name, value in body.items() if value is not None}, where)
     except (pyarrow.ArrowException, OSError) as error:
         raise RowError(f"{file.name}: not readable as Parquet after row {number} ({error})") from error
 
 
 def _names_fields(text: str) -> bool:
     names = {name.strip().strip('"') for name in text.lstrip("\ufeff").partition("\n")[0].split(",")}
-    return "text" in names or ("prompt" in names and not names.isdisjoint(ANSWERS))
+    return "text" in names or ("prompt" in names and (not names.isdisjoint(ANSWERS) or names.issuperset(PAIR)))
 
 
-def _row(body: Mapping[str, Any], where: str) -> Row:
+def _row(body: Mapping[str, Any], where: str) -> Row | Preference:
     if "messages" in body:
         return _conversation(body["messages"], where)
     if "prompt" in body:
         key = next((key for key in ANSWERS if key in body), None)
+        if key is None and not body.keys().isdisjoint(PAIR):
+            return _preference(body, where)
         if key is None:
-            raise RowError(f"{where}: prompt without answer or completion")
+            raise RowError(f"{where}: prompt without answer or completion, or chosen and rejected")
         return _text(body, "prompt", where), _text(body, key, where)
     if "text" in body:
         return "", _text(body, "text", where)
     raise RowError(f"{where}: it needs {FIELDS}, and has {', '.join(map(repr, body)) or 'nothing'}")
 
 
+def _preference(body: Mapping[str, Any], where: str) -> Preference:
+    """A prompt that is a text or a conversation, and two answers, each a text or a list of one message."""
+    prompt = body["prompt"]
+    asked = _turns(prompt, f"{where}: prompt") if isinstance(prompt, list) else _text(body, "prompt", where)
+    if asked == ():
+        raise RowError(f"{where}: prompt must not be an empty list")
+    chosen, rejected = (_said(body, key, where) for key in PAIR)
+    if chosen == rejected:
+        raise RowError(f"{where}: chosen and rejected are the same")
+    return asked, chosen, rejected
+
+
+def _said(body: Mapping[str, Any], key: str, where: str) -> str:
+    """An answer: a text, or the one message of the assistant."""
+    if not isinstance(body.get(key), list):
+        return _text(body, key, where)
+    turns = _turns(body[key], f"{where}: {key}")
+    if len(turns) != 1 or turns[0][0] != "assistant":
+        raise RowError(f"{where}: {key} must be text or one message of the assistant, what precedes it is the prompt")
+    return turns[0][1]
+
+
 def _conversation(messages: Any, where: str) -> Row:
     if not isinstance(messages, list) or len(messages) < 2:
         raise RowError(f"{where}: messages must be a list of at least two")
+    turns = _turns(messages, f"{where}: messages")
+    if turns[-1][0] != "assistant":
+        raise RowError(f"{where}: the last of messages must be the assistant's")
+    return turns[:-1], turns[-1][1]
+
+
+def _turns(messages: Sequence[Any], where: str) -> Turns:
+    """Messages as (role, content); `where` names the list."""
     turns = []
     for place, message in enumerate(messages):
-        here = f"{where}: messages[{place}]"
+        here = f"{where}[{place}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise RowError(f"{here}.role must be one of {', '.join(ROLES)}")
         turns.append((message["role"], _text(message, "content", here)))
-    if turns[-1][0] != "assistant":
-        raise RowError(f"{where}: the last of messages must be the assistant's")
-    return tuple(turns[:-1]), turns[-1][1]
+    return tuple(turns)
 
 
 def _text(body: Mapping[str, Any], key: str, where: str) -> str:

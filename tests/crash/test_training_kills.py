@@ -18,34 +18,41 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from coaching import desk, hashes, make_classroom, segment_spec, train_spec
+from coaching import desk, hashes, make_classroom, prefer_spec, segment_spec, train_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trl import GRPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
+from loops.work.prefer import prefer
 from loops.work.reinforce import segment
 from loops.work.train import train
 from loops.work.watch import Watch
-from state.jobs import JobSpec
+from state.jobs import JobFunction, JobSpec
 
+JOBS: dict[str, JobFunction] = {"train": train, "prefer": prefer, "segment": segment}
+SPECS: dict[str, Callable[..., JobSpec]] = {"train": train_spec, "prefer": prefer_spec, "segment": segment_spec}
 ROOT = Path(__file__).resolve().parent.parent.parent
 KILLS = {
     "train": ["step 4", "step 9", "checkpoint.unsealed:1", "checkpoint.unnamed:2", "checkpoint.after:1"],
+    "prefer": [
+        "checkpoint.unnamed:1", "step 4", "step 9", "checkpoint.unsealed:1", "checkpoint.unnamed:2",
+        "checkpoint.after:1",
+    ],
     "segment": ["step 5", "checkpoint.unsealed:2", "checkpoint.unnamed:1"],
     "capped train": ["step 4", "step 9", "checkpoint.unsealed:1"],
     "capped segment": ["step 5", "checkpoint.unsealed:2", "checkpoint.unnamed:1"],
 }
+DONE = {"capped train": 10, "capped segment": 6, "segment": 8}
 CAPS = {"capped train": 1060, "capped segment": 5300}
 ATTEMPTS = """
 import json, os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from coaching import desk, segment_spec, train_spec
-from loops.work.reinforce import segment
-from loops.work.train import train
+from coaching import desk
+from test_training_kills import asked
 
-kind, classroom, folder, cap = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[5])
-job, spec = (train, train_spec(max_tokens=cap)) if "train" in kind else (segment, segment_spec(max_tokens=cap))
+classroom, folder = Path(sys.argv[2]), Path(sys.argv[3])
+job, spec = asked(sys.argv[1])
 
 def attempt(fatal):
     os.environ["KAIZEND_FAILPOINT"] = fatal
@@ -68,6 +75,12 @@ print(json.dumps(statuses))
 """
 
 
+def asked(kind: str) -> tuple[JobFunction, JobSpec]:
+    """The job of that kind and what it is asked for."""
+    name = next(name for name in JOBS if name in kind)
+    return JOBS[name], SPECS[name](max_tokens=CAPS.get(kind))
+
+
 @pytest.fixture(scope="module")
 def classroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_classroom(tmp_path_factory.mktemp("classroom"))
@@ -78,15 +91,13 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(kind: str, classroom:
     """Each attempt is a process of its own, forked from one that has done nothing but import; the last one is left in
     peace and has another number of threads.
     """
-    cap = CAPS.get(kind)
-    job, spec = (train, train_spec(max_tokens=cap)) if "train" in kind else (segment, segment_spec(max_tokens=cap))
+    job, spec = asked(kind)
     undisturbed = job(spec, desk(classroom, tmp_path / "undisturbed"))
-    assert undisturbed.values["steps"] == {"capped train": 10, "capped segment": 6, "train": 12, "segment": 8}[kind]
-    assert cap is None or undisturbed.tokens <= cap
+    assert undisturbed.values["steps"] == DONE.get(kind, 12)
+    assert kind not in CAPS or undisturbed.tokens <= CAPS[kind]
     folder = tmp_path / "disturbed"
     command = [sys.executable, "-c", ATTEMPTS, kind, str(classroom), str(folder), json.dumps(KILLS[kind])]
-    command.append(json.dumps(cap))
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'crash'}", "OMP_NUM_THREADS": "1"}
     told = subprocess.run(command, env=env, capture_output=True, check=True, text=True).stdout
     assert json.loads(told.splitlines()[-1]) == [-signal.SIGKILL] * len(KILLS[kind]) + [0]
     assert list((folder / "steps").glob("step-*"))
@@ -97,7 +108,8 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(kind: str, classroom:
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
 STEPS, PARTS = 7, 2
-JOBS = {"train": train, "segment": segment}
+TRAINERS = ((SFTTrainer, "input_ids", 4), (DPOTrainer, "input_ids", 8), (GRPOTrainer, "prompt_ids", 6))
+"""With the rows of half a batch."""
 Death = tuple[int, int]
 """The step and the part of its batch after which a run breaks off."""
 
@@ -108,8 +120,8 @@ class BrokeOff(BaseException):
 
 def asked_for(kind: str, save_steps: int, adapter: dict[str, Any]) -> JobSpec:
     """A job of `STEPS` steps; reinforcement with a KL term and replay."""
-    if kind == "train":
-        return train_spec(0, STEPS, save_steps=save_steps, adapter=adapter)
+    if kind != "segment":
+        return SPECS[kind](0, STEPS, save_steps=save_steps, adapter=adapter)
     return segment_spec(0, STEPS, save_steps=save_steps, adapter=adapter, beta=0.2, learning_rate=5e-3)
 
 
@@ -117,7 +129,7 @@ def asked_for(kind: str, save_steps: int, adapter: dict[str, Any]) -> JobSpec:
 def in_parts() -> Iterator[None]:
     """There is memory for half a batch and no more, so each step is done in two parts."""
     with ExitStack() as stack:
-        for trainer, ids, most in ((SFTTrainer, "input_ids", 4), (GRPOTrainer, "prompt_ids", 6)):
+        for trainer, ids, most in TRAINERS:
 
             def narrow(
                 self: Any, model: Any, inputs: Any, *rest: Any, ids: str = ids, most: int = most,
@@ -136,7 +148,7 @@ def breaking_off(death: Death) -> Iterator[None]:
     """Break off right after the gradient of one part of one step was added up."""
     done: list[int] = []
     with ExitStack() as stack:
-        for trainer in (SFTTrainer, GRPOTrainer):
+        for trainer, _, _ in TRAINERS:
 
             def step(self: Any, *rest: Any, honest: Any = trainer.training_step, **more: Any) -> Any:
                 watch = next(each for each in self.callback_handler.callbacks if isinstance(each, Watch))
@@ -164,8 +176,10 @@ def ends_the_same(kind: str, classroom: Path, folder: Path, spec: JobSpec, death
         assert hashes(again.outputs[output]) == hashes(undisturbed.outputs[output])
 
 
-@pytest.mark.parametrize("kind", list(JOBS))
-@pytest.mark.parametrize("adapter", [{"kind": "none"}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(("kind", "adapter"), [
+    ("train", {"kind": "none"}), ("train", LORA), ("segment", {"kind": "none"}), ("segment", LORA), ("prefer", LORA),
+    pytest.param("prefer", {"kind": "none"}, marks=pytest.mark.long),
+])
 def test_one_that_breaks_off_inside_every_step_in_turn_ends_with_the_same_bits(
     classroom: Path, tmp_path: Path, kind: str, adapter: dict[str, Any]
 ) -> None:
@@ -211,7 +225,7 @@ def empty(folder: Path) -> None:
         file.write_bytes(b"")
 
 
-@pytest.mark.parametrize("kind", list(JOBS))
+@pytest.mark.parametrize("kind", ["train", "segment", pytest.param("prefer", marks=pytest.mark.long)])
 @pytest.mark.parametrize("torn", [
     [shortened], [flipped, lost], *(pytest.param(tear, marks=pytest.mark.long) for tear in (
         [lost], [flipped], [empty], [shortened, empty], [lost, shortened]

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 from coaching import TASK
+from synthetic import ALLOWED
 from tiny import tiny_model
 from toy_house import House as Rooms
 
 from loops.cycle import House, run_cycle
 from loops.pipeline.loop import PipelineLoop, PipelineSettings
-from loops.pipeline.recipe import GRPO, SFT, Adapter, Recipe, Stage
+from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, Recipe, Stage
 from loops.reward.loop import RewardLoop, RewardSettings
-from safety.bounds import Bounds
 from safety.yardstick import bilingual
 from state.jobs import JobFailed, JobResult, JobSpec
 from state.ledger import Ledger
@@ -32,7 +32,7 @@ TABLE = Path(__file__).resolve().parents[1] / "faulty_training.py"
 STEPS = 6
 BUDGET = Budget(600.0, 10**9, 100)
 FINISHED = (Verdict.PROMOTED, Verdict.REJECTED)
-KINDS = {Stage.SFT: "train", Stage.GRPO: "segment"}
+KINDS = {Stage.SFT: "train", Stage.DPO: "prefer", Stage.GRPO: "segment"}
 LATER = pytest.mark.long
 
 
@@ -61,7 +61,7 @@ class Meddler:
 
 
 class Study:
-    """A life that has begun, with two studies: of supervised training and of reinforcement."""
+    """A life that has begun, with trials of every stage."""
 
     def __init__(self, folder: Path) -> None:
         self.rooms = Rooms(folder / "var", table=TABLE)
@@ -74,13 +74,16 @@ class Study:
             rows = bilingual.corpus(name, number, 60)
             (folder / name).write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
             self.sources[name] = self.registry.add_copy(folder / name, "data")
+        pairs = [{"prompt": p, "chosen": a, "rejected": f"{a} {a}"} for p, a in rows]
+        (folder / "preferences").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        self.preferences = {"preferences": self.registry.add_copy(folder / "preferences", "data")}
         seal = folder / "seal"
         seal.mkdir()
         (seal / f"{TASK['name']}.json").write_text("[]")
         self.seal = self.registry.add_copy(seal, "seal")
         for channel in (Channel.STABLE, Channel.WORKING):
             self.ledger.append(Entry(Event.GENESIS, "a start"), move=(channel, self.start))
-        self.house = House(self.ledger, self.runner, Bounds, "", 7)
+        self.house = House(self.ledger, self.runner, lambda: ALLOWED, "", 7)
 
     def close(self) -> None:
         self.rooms.__exit__()
@@ -90,11 +93,13 @@ class Study:
         self.runner.mishap = mishap
         sft = replace(SFT, learning_rate=1e-3, batch=8, steps=STEPS, adapter=Adapter(), mixture={})
         grpo = replace(GRPO, learning_rate=1e-3, batch=3, group=4, steps=STEPS, adapter=Adapter(), mixture={})
+        dpo = replace(DPO, learning_rate=1e-3, batch=8, steps=STEPS, adapter=Adapter())
         settings = PipelineSettings(
-            stages=(stage,), sft=sft, grpo=grpo, rungs=1, segment_steps=STEPS, fresh_items=16, save_steps=2
+            stages=(stage,), sft=sft, dpo=dpo, grpo=grpo, pair_prompts=0, rungs=1, segment_steps=STEPS, fresh_items=16,
+            save_steps=2,
         )
         reward = RewardLoop(RewardSettings(probe_items=8, strength=0.0), [TASK], self.seal, self.sources)
-        loop = PipelineLoop(settings, [TASK], self.seal, self.sources, reward)
+        loop = PipelineLoop(settings, [TASK], self.seal, self.sources, reward, self.preferences)
         return run_cycle(
             self.house, loop, None, self.ledger.root_count(), self.start, self.ledger.channel(Channel.WORKING) or "",
             BUDGET,
@@ -155,8 +160,10 @@ MISHAPS = {
 
 @pytest.mark.parametrize(("stage", "mishap"), [
     (Stage.SFT, "loss:5"), (Stage.GRPO, "gradient:5"), (Stage.GRPO, "memory:5"), (Stage.SFT, "kill:5"),
+    (Stage.DPO, "gradient:5"),
     *(pytest.param(*case, marks=LATER) for case in (
-        (Stage.GRPO, "loss:5"), (Stage.SFT, "gradient:5"), (Stage.SFT, "memory:5"), (Stage.GRPO, "kill:5")
+        (Stage.GRPO, "loss:5"), (Stage.SFT, "gradient:5"), (Stage.SFT, "memory:5"), (Stage.GRPO, "kill:5"),
+        (Stage.DPO, "loss:5"), (Stage.DPO, "memory:5"), (Stage.DPO, "kill:5"),
     )),
 ])
 def test_a_trial_that_cannot_be_done_crashes_in_words_and_the_next_one_runs(
@@ -169,7 +176,10 @@ def test_a_trial_that_cannot_be_done_crashes_in_words_and_the_next_one_runs(
 
 @pytest.mark.parametrize(("stage", "mishap"), [
     (Stage.SFT, "memory:5:once"), (Stage.GRPO, "kill:5:once"),
-    *(pytest.param(*case, marks=LATER) for case in ((Stage.GRPO, "memory:5:once"), (Stage.SFT, "kill:5:once"))),
+    *(pytest.param(*case, marks=LATER) for case in (
+        (Stage.GRPO, "memory:5:once"), (Stage.SFT, "kill:5:once"), (Stage.DPO, "memory:5:once"),
+        (Stage.DPO, "kill:5:once"),
+    )),
 ])
 def test_a_trial_that_is_hit_once_is_carried_on_to_its_end(study: Study, stage: Stage, mishap: str) -> None:
     outcome = study.cycle(stage, mishap)
@@ -177,7 +187,8 @@ def test_a_trial_that_is_hit_once_is_carried_on_to_its_end(study: Study, stage: 
     hit = study.rooms.book.result(study.runner.ran[-1].digest)
     assert hit is not None
     assert hit.values["steps"] == STEPS
-    half = Recipe.from_json(study.runner.ran[-1].params["recipe"]).completions // 2
+    recipe = Recipe.from_json(study.runner.ran[-1].params["recipe"])
+    half = (recipe.batch if stage is Stage.DPO else recipe.completions) // 2
     assert hit.values["learned"] == ({"micro_batch": half} if "memory" in mishap else {})
     assert study.rooms.book.starts(study.runner.ran[-1].digest) == (1 if "memory" in mishap else 2)
 
@@ -232,7 +243,7 @@ def test_a_data_file_that_changes_while_a_trial_reads_it_costs_that_trial_and_no
     goes_on(study, stage)
 
 
-class spoiled:  # noqa: N801  reads as a word
+class spoiled:
     """A kept file with something done to it, and as it was afterwards."""
 
     def __init__(self, file: Path, damage: Callable[[Path], None]) -> None:

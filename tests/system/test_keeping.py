@@ -61,6 +61,13 @@ def test_check_and_the_first_start_refuse_a_verifier_that_cannot_be_trusted(fres
     assert refused[0].split(": item")[0] in complaint(kaizend(fresh, "run", "--cycles", "1"))
 
 
+def test_check_tells_of_a_stage_that_the_bounds_refuse(fresh: Path) -> None:
+    text = (fresh / "kaizend.toml").read_text()
+    assert findings(fresh, "stage") == {}
+    (fresh / "kaizend.toml").write_text(text.replace("[pipeline]\n", '[pipeline]\nstages = ["sft", "dpo"]\n', 1))
+    assert findings(fresh, "stage") == {"dpo: pipeline.stages in bounds.toml does not allow it": False}
+
+
 def test_check_tries_out_the_features_that_packages_bring(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from court import InlineRunner, canned
 from make_believe import BOUNDS, CONFIG, write_model
 from sealing import seal_of
 
-from daemon.genesis import Beginnings, began, begin, changed_files, placed_tasks
+from daemon.genesis import Beginnings, began, begin, changed_files, placed_tasks, refuse_unusable
 from daemon.kinds import artefact_kind
 from daemon.settings import load_settings
 from safety.bounds import load_bounds
@@ -152,6 +152,22 @@ def test_where_its_file_is_another_one_now_a_line_says_to_put_it_back(folder: Fo
     assert "told.jsonl" in str(refusal.value) and "\n" not in str(refusal.value)
     folder.write(150)
     folder.start()
+
+
+def test_what_kind_of_rows_a_source_has_is_settled_at_the_beginning(folder: Folder) -> None:
+    config = folder.root / "kaizend.toml"
+    config.write_text(config.read_text().replace("[data]\n", '[data]\nchoices = "models/choices.jsonl"\n'))
+    pair = {"prompt": "two plus two", "chosen": "four", "rejected": "five"}
+    (folder.root / "models" / "choices.jsonl").write_text(json.dumps(pair) + "\n")
+    begun = folder.start()
+    assert begun == folder.start() == Beginnings.from_json(begun.to_json())
+    assert begun.data_of(preferences=True) == {"choices": begun.data["choices"]}
+    assert begun.data_of(preferences=False) == {"rows": begun.data["rows"]}
+    older = {name: value for name, value in begun.to_json().items() if name != "preferences"}
+    assert Beginnings.from_json(older).data_of(preferences=False) == begun.data
+    (folder.root / "models" / "choices.jsonl").write_text('{"prompt": "two plus two", "chosen": "four"}')
+    with pytest.raises(UserError, match="line 1: rejected must be text, it is missing"):
+        refuse_unusable(load_settings(config), folder.root, load_bounds(folder.root / "bounds.toml"))
 
 
 def test_commands_read_the_same_beginnings(folder: Folder) -> None:

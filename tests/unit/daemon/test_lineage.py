@@ -18,7 +18,8 @@ def test_a_trained_model_descends_from_the_one_it_was_trained_from_and_an_operat
     reward = RewardLoop(RewardSettings(), [{"name": "t"}], "seal", {})
     settings = PipelineSettings(stages=(Stage.SFT,))
     loop = PipelineLoop(
-        settings, [{"name": "t"}], "seal", {"a": "a" * 64}, reward, lambda digest: lineage(database, digest),
+        settings, [{"name": "t"}], "seal", {"a": "a" * 64}, reward,
+        ancestors=lambda digest: lineage(database, digest),
     )
     database = tmp_path / "kaizend.db"
     outcome = world.cycle(loop, 0)

@@ -70,6 +70,20 @@ def test_outputs_are_adopted_under_their_kinds_and_the_scratch_is_gone(house):
     assert not house.scratch(asked).exists()
 
 
+def test_an_input_whose_bytes_changed_fails_every_job_that_reads_it_until_it_is_back(house, tmp_path):
+    digest = house.registry.add_copy(folder_of(tmp_path), "data")
+    file = house.registry.path(digest) / "item.txt"
+    assert house.runner.run(spec("read", inputs={"data:a": digest})).values == {"data:a": ["item.txt"]}
+    file.chmod(0o644)
+    file.write_text("gaven")
+    with pytest.raises(JobFailed, match=r"read: its input 'data:b' is damaged: .*item\.txt was changed") as failure:
+        house.runner.run(spec("read", inputs={"data:b": digest}))
+    assert failure.value.verdict is Verdict.CRASHED
+    assert house.runner.run(spec("read", inputs={"data:a": digest})).values == {"data:a": ["item.txt"]}
+    file.write_text("given")
+    assert house.runner.run(spec("read", inputs={"data:b": digest})).values == {"data:b": ["item.txt"]}
+
+
 def test_a_finished_job_whose_output_was_given_up_runs_again(house):
     asked = spec("write", seed=4)
     first = house.runner.run(asked)

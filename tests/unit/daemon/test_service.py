@@ -14,7 +14,7 @@ from daemon.flags import Flags
 from daemon.service import Service
 from daemon.wiring import Works
 from state.jobs import Desk, JobSpec, Produced
-from state.records import Event, JsonObject
+from state.records import Event, JsonObject, LoopName
 
 
 class Lines:
@@ -124,3 +124,20 @@ def test_a_test_that_fails_is_a_line_of_the_log_and_the_nomination_tries_again(t
     assert nomination is not None
     nomination()
     assert [row.verdict for row in court.ledger.rows(event=Event.RELEASE)] == ["PROMOTED"]
+
+
+def test_three_alarms_of_the_reward_monitor_degrade_it_until_the_operator_resumes(tmp_path: Path) -> None:
+    court = canned_court(tmp_path / "state")
+    service, _ = service_of(court)
+    state = {"strikes": 2, "scale": 0.25, "avoid": [], "blocked": [], "history": []}
+    court.ledger.set_loop_state(LoopName.REWARD, state, "two alarms")
+    assert service.answer({"command": "status"})["state"] == "running"
+    court.ledger.set_loop_state(LoopName.REWARD, {**state, "strikes": 3}, "a third")
+    said = "degraded: the reward loop shapes nothing after 3 alarms; `kaizend resume` re-arms it"
+    assert service.answer({"command": "status"})["state"] == said
+    service.works.resume = lambda: Works.resume(service.works)
+    assert service.answer({"command": "resume"})["state"] == "running"
+    assert (court.ledger.loop_state(LoopName.REWARD) or {})["strikes"] == 0
+    row = court.ledger.latest(Event.OPERATOR)
+    assert row is not None
+    assert row.reason == "the reward loop was re-armed"

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from daemon.checkup import _features
 from daemon.settings import load_settings
 from daemon.starting_point import CONFIG_TOML
+from loops.pipeline.recipe import Loss, Stage
+from loops.pipeline.space import Choice
+from loops.reward.loop import RewardSettings
+from safety.bounds import Bounds
+from safety.families import RewardBounds
 from safety.operators import Operator
 from state.errors import UserError
 
@@ -36,4 +43,30 @@ def test_what_cannot_be_merged_is_one_line_that_names_the_key(
 ) -> None:
     with pytest.raises(UserError, match=said) as error:
         load_settings(config(tmp_path, operators, parents))
+    assert "\n" not in str(error.value)
+
+
+def test_the_check_says_where_the_bounds_do_not_allow_the_learned_feature() -> None:
+    asked = SimpleNamespace(reward=RewardSettings(learned=True))
+    said = "learned: reward.features in bounds.toml does not allow it"
+    assert [found[1:] for found in _features(asked, Bounds())] == [(False, said)]
+    allowing = Bounds(reward=RewardBounds(features=("places", "learned")))
+    assert list(_features(asked, allowing)) == []
+    assert list(_features(SimpleNamespace(reward=RewardSettings()), Bounds())) == []
+
+
+def test_preferences_have_a_recipe_and_ranges_and_a_source_that_no_data_may_be_called_like(tmp_path: Path) -> None:
+    path = config(tmp_path, ["linear"], 2)
+    recipe = 'stage = "dpo"\nlearning_rate = 1e-4\nbatch = 8\nsteps = 30\nbeta = 0.2\nloss = "ipo"\n'
+    text = path.read_text().replace('stages = ["sft", "grpo"]', 'stages = ["sft", "dpo", "grpo"]')
+    path.write_text(f'{text}\n[pipeline.dpo]\n{recipe}\n[pipeline.ranges]\nlosses = ["ipo"]\n')
+    settings = load_settings(path).pipeline
+    assert (settings.dpo.loss, settings.dpo.beta, settings.stages) == (Loss.IPO, 0.2, tuple(Stage))
+    assert settings.space.genes(Stage.DPO, ())["dpo.loss"] == Choice(("ipo",))
+    path.write_text(path.read_text().replace("[data]\n", '[data]\nown = "data/own.jsonl"\n'))
+    with pytest.raises(UserError, match=r"data\.own: this name is kept for the pairs"):
+        load_settings(path)
+    path.write_text(text.replace("[reward]", f"[pipeline.dpo]\n{recipe}[reward]").replace("beta = 0.2", "beta = 0"))
+    with pytest.raises(UserError, match="beta must be above 0 for dpo") as error:
+        load_settings(path)
     assert "\n" not in str(error.value)

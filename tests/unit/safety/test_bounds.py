@@ -11,6 +11,7 @@ import pytest
 from safety.admission import step_of
 from safety.bounds import DEFAULT_TOML, Bounds, BoundsError, headroom, load_bounds, loosened
 from safety.operators import OPERATORS, Gene, Operator
+from safety.readings import of_change
 from state.records import Candidate, JsonObject, LoopName, Verdict, canonical
 
 
@@ -256,6 +257,15 @@ def test_a_recipe_outside_a_bound_is_refused_in_both_loops_that_carry_one(part: 
         refusal = Bounds().admit(candidate)
         assert refusal is not None
         assert refusal.bound == bound
+
+
+def test_both_answers_of_a_pair_are_rows_of_a_step() -> None:
+    bounds = replace(Bounds(), pipeline=replace(Bounds().pipeline, stages=("dpo",), max_batch=64))
+    recipe = {**RECIPE, "stage": "dpo", "batch": 32, "group": 8}
+    assert bounds.admit(Candidate(LoopName.PIPELINE, {"recipe": recipe}, "b", "i")) is None
+    assert of_change({"recipe": recipe})["pipeline.max_batch"] == 64
+    refusal = bounds.admit(Candidate(LoopName.PIPELINE, {"recipe": {**recipe, "batch": 33}}, "b", "i"))
+    assert refusal is not None and (refusal.bound, refusal.value) == ("pipeline.max_batch", 66)
 
 
 @pytest.mark.parametrize(("change", "bound"), [

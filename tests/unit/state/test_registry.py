@@ -223,3 +223,43 @@ def test_an_artefact_in_force_cannot_be_removed(registry: Registry, tmp_path: Pa
     with pytest.raises(StateError, match="in force"):
         registry.remove(digest)
     assert registry.verify(digest) == []
+
+
+def spoil(file: Path, text: str) -> None:
+    file.chmod(0o644)
+    file.write_text(text)
+
+
+@pytest.mark.parametrize("text", ["2", "", "11"])
+def test_damage_is_found_before_an_artefact_is_used_and_gone_once_the_bytes_are_back(
+    registry: Registry, tmp_path: Path, text: str
+) -> None:
+    digest = registry.adopt(folder(tmp_path, a="1"), "data")
+    file = registry.path(digest) / "a"
+    assert registry.damage(digest) == []
+    spoil(file, text)
+    assert registry.damage(digest) == registry.verify(digest) == [f"{file} was changed"]
+    spoil(file, "1")
+    assert registry.damage(digest) == []
+    file.unlink()
+    assert registry.damage(digest) == [f"{file} is missing"]
+
+
+def test_what_was_damaged_while_nobody_looked_is_found_by_the_next_life(registry: Registry, tmp_path: Path) -> None:
+    digest = registry.adopt(folder(tmp_path, a="1"), "data")
+    file = registry.path(digest) / "a"
+    before = file.stat()
+    spoil(file, "2")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert registry.damage(digest) == []                            # as a disk that rots: it looks as it did
+    assert Registry(tmp_path, registry.database).damage(digest) == [f"{file} was changed"]
+
+
+def test_an_artefact_that_looks_as_it_did_is_not_read_again(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = registry.adopt(folder(tmp_path, a="1"), "data")
+    other = Registry(tmp_path, registry.database)
+    assert other.damage(digest) == []
+    monkeypatch.setattr(Registry, "verify", None)
+    assert registry.damage(digest) == other.damage(digest) == []

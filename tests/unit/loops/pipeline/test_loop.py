@@ -12,9 +12,10 @@ from itertools import count, pairwise
 import pytest
 from synthetic import BUDGET, World
 
+from loops.cycle import run_cycle
 from loops.loop import Bench
 from loops.pipeline.loop import MOST_VALUES, PipelineLoop, PipelineSettings
-from loops.pipeline.recipe import GRPO, SFT, Adapter, Stage
+from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, Stage
 from loops.pipeline.space import Ranges
 from loops.reward.loop import RewardLoop, RewardSettings
 from state.jobs import JobFailed, Parked
@@ -22,6 +23,8 @@ from state.records import Budget, Candidate, Outcome, Verdict, canonical
 
 BODY = [{"name": "t"}]
 QUICK_SFT = replace(SFT, learning_rate=1e-3, steps=90, adapter=Adapter(), mixture={"a": 1.0, "b": 1.0})
+QUICK_DPO = replace(DPO, learning_rate=1e-3, steps=90, adapter=Adapter())
+ALL = (Stage.SFT, Stage.DPO, Stage.GRPO)
 QUICK_GRPO = replace(GRPO, steps=36, adapter=Adapter())
 
 
@@ -32,11 +35,11 @@ def world(tmp_path):
     world.close()
 
 
-def pipeline(world: World, **settings) -> PipelineLoop:
+def pipeline(world: World, preferences: dict[str, str] | None = None, **settings) -> PipelineLoop:
     sources = {"a": "a" * 64, "b": "b" * 64}
     reward = RewardLoop(RewardSettings(), BODY, "seal", sources)
-    settings = {"sft": QUICK_SFT, "grpo": QUICK_GRPO, "segment_steps": 6, **settings}
-    return PipelineLoop(PipelineSettings(**settings), BODY, "seal", sources, reward)
+    settings = {"sft": QUICK_SFT, "dpo": QUICK_DPO, "grpo": QUICK_GRPO, "segment_steps": 6, **settings}
+    return PipelineLoop(PipelineSettings(**settings), BODY, "seal", sources, reward, preferences or {})
 
 
 def kinds(world: World) -> list[str]:
@@ -228,26 +231,27 @@ def test_reinforcement_goes_in_segments_from_the_last_accepted_one(world):
     assert all("checkpoint" in spec.inputs for spec in segments[1:])
 
 
-def test_a_rejected_segment_is_spent_and_training_goes_on_from_the_accepted_checkpoint(tmp_path):
+@pytest.mark.parametrize("loss, begins", [(0.05, [0, 6, 12, 18, 24, 30]), (0.9, [0, 6, 6, 12, 18, 24])])
+def test_training_goes_on_from_a_rejected_segment_unless_its_model_collapsed(tmp_path, loss, begins):
     calls = []
 
     def learns(spec, skill, steps):
         if spec.digest not in calls:
             calls.append(spec.digest)
-        return skill - 0.05 if len(calls) == 2 else skill + 0.02
+        return skill * (1 - loss) if len(calls) == 2 else skill + 0.02
 
     world = World(tmp_path, learns=learns)
     outcome = world.cycle(pipeline(world, stages=(Stage.GRPO,), rungs=1), 0)
     segments = [spec for spec in world.runner.ran if spec.kind == "segment"]
     assert outcome.evidence["training"]["segments"][:3] == ["PROMOTED", "REJECTED", "PROMOTED"]
-    assert segments[1].inputs["model"] == segments[2].inputs["model"]
-    assert [spec.params["from_step"] for spec in segments] == [0, 6, 6, 12, 18, 24]
+    assert [spec.params["from_step"] for spec in segments] == begins
+    assert (segments[1].inputs["model"] == segments[2].inputs["model"]) == (begins[1] == begins[2])
     assert outcome.evidence["reached"] == 36
     world.close()
 
 
-def test_nothing_accepted_means_nothing_to_compare(tmp_path):
-    world = World(tmp_path, learns=lambda spec, skill, steps: skill - 0.01)
+def test_where_every_segment_collapses_there_is_nothing_to_compare(tmp_path):
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill / 3)
     outcome = world.cycle(pipeline(world, stages=(Stage.GRPO,), rungs=1), 0)
     assert outcome.verdict is Verdict.REJECTED
     assert "compare" not in kinds(world)
@@ -265,7 +269,7 @@ def test_a_budget_of_trials_ends_a_rung_early_and_the_next_cycle_goes_on_there(w
     assert len(world.state(loop)["studies"][0]["configurations"][0]["values"]) == 1
 
 
-@pytest.mark.parametrize("stages", [(Stage.SFT,), (Stage.GRPO,), (Stage.SFT, Stage.GRPO)])
+@pytest.mark.parametrize("stages", [(Stage.SFT,), (Stage.DPO,), (Stage.GRPO,), ALL])
 def test_no_cycle_and_no_child_ever_uses_more_tokens_than_it_was_given(world, stages):
     loop, draw, spent = pipeline(world, stages=stages), random.Random(3), 0
     for ordinal in range(24):
@@ -296,7 +300,7 @@ def test_a_rung_that_tokens_cut_short_is_taken_up_again_where_it_stands(world, s
     assert walked == sorted(set(walked))
     assert walked[-1] == configuration["recipe"]["steps"] == configuration["trained"]
     stands = 0
-    for spec in (spec for spec in world.runner.ran if spec.kind in ("train", "segment")):
+    for spec in (spec for spec in world.runner.ran if spec.kind in ("train", "prefer", "segment")):
         assert spec.params["from_step"] == stands
         stands += world.runner.book.result(spec.digest).values["steps"]
     assert stands == walked[-1]
@@ -404,6 +408,82 @@ def test_on_a_model_that_one_stage_made_another_stage_goes_first(world):
     assert loop.propose(state, "f" * 64, "f" * 64, 1).change["recipe"]["stage"] == "sft"
 
 
+def test_preferences_are_learned_from_pairs_that_the_base_makes_itself_and_held_to_the_base(world):
+    loop = pipeline(world, stages=(Stage.DPO,))
+    outcome = world.cycle(loop, 0)
+    pairs, prefer = world.runner.ran[:2]
+    assert (pairs.kind, pairs.inputs) == ("pairs", {"model": world.start, "seal": "seal"})
+    assert (pairs.params["prompts"], pairs.params["samples"], pairs.params["tasks"]) == (128, 8, BODY)
+    own = world.runner.book.result(pairs.digest).outputs["pairs"]
+    assert prefer.inputs == {"model": world.start, "reference": world.start, "data:own": own}
+    assert outcome.evidence["training"]["pairs"]["pairs"] == 128
+    for ordinal in range(1, 14):
+        world.cycle(loop, ordinal)
+    later = [spec for spec in world.runner.ran if spec.kind == "prefer" and spec.params["from_step"]]
+    assert later
+    for spec in later:
+        first = next(other for other in world.runner.ran if other.kind == "prefer"
+                     and other.params["recipe"] == spec.params["recipe"])
+        assert spec.inputs["reference"] == world.start != spec.inputs["model"]
+        assert spec.inputs["data:own"] == first.inputs["data:own"]
+    begun = [spec for spec in world.runner.ran if spec.kind == "prefer" and not spec.params["from_step"]]
+    assert kinds(world).count("pairs") == len(begun) == len({spec.inputs["data:own"] for spec in begun})
+
+
+@pytest.mark.parametrize("skill", [0.0, 1.0])
+def test_a_model_that_is_always_or_never_right_has_no_pairs_to_make_and_is_not_asked_again(tmp_path, skill):
+    world = World(tmp_path, skill=skill)
+    loop = pipeline(world, stages=(Stage.DPO, Stage.SFT), rungs=1)
+    outcome = world.cycle(loop, 0)
+    assert (outcome.verdict, outcome.result) == (Verdict.REJECTED, None)
+    assert outcome.reason == "dpo to step 0 of 90: there are 0 of the 8 pairs it needs to learn from"
+    for ordinal in range(1, 6):
+        world.cycle(loop, ordinal)
+    assert kinds(world).count("pairs") == 1
+    assert "prefer" not in kinds(world)
+    assert loop.propose(world.state(loop), "f" * 64, "f" * 64, 1).change["recipe"]["stage"] == "dpo"
+    alone = pipeline(world, stages=(Stage.DPO,), rungs=1)
+    assert alone.propose(world.state(loop), world.start, world.start, 1).change["recipe"]["stage"] == "dpo"
+    world.close()
+
+
+def test_preferences_of_the_operator_are_for_dpo_alone_and_do_without_own_pairs(tmp_path):
+    world = World(tmp_path, skill=0.0)
+    loop = pipeline(world, {"p": "d" * 64}, stages=ALL, rungs=1)
+    for ordinal in range(9):
+        world.cycle(loop, ordinal)
+    for spec in world.runner.ran:
+        if spec.kind == "prefer":
+            assert {name for name in spec.inputs if name.startswith("data:")} == {"data:p"}
+        elif spec.kind in ("train", "segment"):
+            assert "data:p" not in spec.inputs
+    assert {"prefer", "train", "segment"} <= set(kinds(world))
+    without = pipeline(world, {"p": "d" * 64}, stages=(Stage.DPO,), rungs=1, pair_prompts=0)
+    before = kinds(world).count("pairs")
+    world.cycle(without, 9)
+    assert kinds(world).count("pairs") == before
+    world.close()
+
+
+def test_pairs_for_which_the_tokens_do_not_suffice_are_made_with_more_of_them(world):
+    loop = pipeline(world, stages=(Stage.DPO,), rungs=1)
+    assert world.cycle(loop, 0, budget=replace(BUDGET, tokens=700)).verdict is Verdict.TIMED_OUT
+    assert world.cycle(loop, 1).evidence["training"]["pairs"]["pairs"] == 128
+    first, second = (world.ledger.find_cycle(None, ordinal).candidate.change["config"] for ordinal in (0, 1))
+    assert first == second
+
+
+def test_each_stage_goes_on_where_the_one_before_it_was_accepted(world):
+    loop, base, order = pipeline(world, stages=ALL, rungs=1), world.start, []
+    for ordinal in range(4):
+        candidate = loop.propose(loop.start() if ordinal == 0 else world.state(loop), base, base, ordinal)
+        order.append(candidate.change["recipe"]["stage"])
+        outcome = run_cycle(world.house, loop, None, ordinal, base, base, BUDGET)
+        assert outcome.verdict is Verdict.PROMOTED
+        base = outcome.result
+    assert order == ["sft", "dpo", "grpo", "sft"]
+
+
 def test_a_third_timeout_in_a_rung_gives_a_recipe_up_and_those_before_halve_what_is_asked_for(world):
     def fail(spec):
         raise JobFailed("too slow", Verdict.TIMED_OUT)
@@ -424,7 +504,7 @@ def test_a_third_timeout_in_a_rung_gives_a_recipe_up_and_those_before_halve_what
 def test_a_rung_too_long_for_its_seconds_is_put_aside_and_walked_in_parts(world, stage):
     def fail(spec):
         steps = spec.params.get("steps") or spec.params.get("to_step", 0) - spec.params.get("from_step", 0)
-        if spec.kind in ("train", "segment") and steps > 25:
+        if spec.kind in ("train", "prefer", "segment") and steps > 25:
             raise JobFailed("it took longer than its 900 seconds", Verdict.TIMED_OUT)
 
     world.runner.faults = fail

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from loops.pipeline.recipe import GRPO, SFT, Adapter, AdapterKind, Recipe, Schedule, Stage
+from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, AdapterKind, Loss, Recipe, Schedule, Stage
 
 
 @pytest.mark.parametrize("recipe", [
-    SFT, GRPO, replace(SFT, mixture={"a": 0.3}, adapter=Adapter(AdapterKind.DORA, 4, 8)),
+    SFT, GRPO, replace(DPO, loss=Loss.IPO), replace(SFT, mixture={"a": 0.3}, adapter=Adapter(AdapterKind.DORA, 4, 8)),
 ])
 def test_a_recipe_survives_json(recipe):
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
@@ -20,12 +20,23 @@ def test_a_recipe_survives_json(recipe):
 
 @pytest.mark.parametrize(("field", "value"), [
     ("learning_rate", 0.0), ("batch", 0), ("steps", 0), ("warmup", 1.5), ("group", 1), ("temperature", 0.0),
-    ("beta", -1.0), ("mixture", {"a": -0.1}), ("schedule", "cubic"), ("stage", "dpo"), ("colour", "red"),
-    ("adapter", {"kind": "lora", "rank": 0}), ("temperature", math.inf), ("replay", math.nan),
+    ("beta", -1.0), ("mixture", {"a": -0.1}), ("schedule", "cubic"), ("stage", "ppo"), ("colour", "red"),
+    ("loss", "dapo"), ("adapter", {"kind": "lora", "rank": 0}), ("temperature", math.inf), ("replay", math.nan),
 ])
 def test_what_is_malformed_is_refused(field, value):
     with pytest.raises(ValueError, match=r"recipe|not a valid"):
         Recipe.from_json({**SFT.to_json(), field: value})
+
+
+def test_a_recipe_that_was_written_before_there_was_a_loss_is_read():
+    body = {name: value for name, value in DPO.to_json().items() if name != "loss"}
+    assert Recipe.from_json(body) == DPO
+    assert "loss" not in SFT.to_json() | GRPO.to_json()
+
+
+def test_preferences_need_something_that_holds_the_model_near_the_reference():
+    with pytest.raises(ValueError, match="beta must be above 0 for dpo"):
+        replace(DPO, beta=0.0)
 
 
 def test_a_missing_field_is_named():
@@ -52,3 +63,4 @@ def test_shares_sum_to_1_over_the_sources_that_exist():
 
 def test_reinforcement_answers_every_prompt_in_a_group():
     assert (GRPO.completions, replace(GRPO, stage=Stage.SFT).completions) == (64, 8)
+    assert DPO.completions == 2 * DPO.batch

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from loops.pipeline.recipe import DEFAULTS, GRPO, SFT, Adapter, AdapterKind, Stage
+from loops.pipeline.recipe import DEFAULTS, GRPO, SFT, Adapter, AdapterKind, Loss, Stage
 from loops.pipeline.space import Choice, Ranges, Space
 
 SOURCES = ["a", "b"]
@@ -14,7 +14,7 @@ SOURCES = ["a", "b"]
 
 @pytest.mark.parametrize("stage", list(Stage))
 def test_the_default_recipe_is_a_point_of_the_space(stage):
-    space = Space()
+    space = Space(preferences=frozenset(SOURCES if stage is Stage.DPO else []))
     genes, allowed = space.default_genes(stage, SOURCES), space.genes(stage, SOURCES)
     assert genes.keys() == allowed.keys()
     assert all(gene.holds(genes[name]) for name, gene in allowed.items())
@@ -56,3 +56,12 @@ def test_an_operators_mixture_is_the_point_that_tilts_move():
     tilted = space.recipe(Stage.SFT, {**level, "sft.tilt:b": 1.5}, SOURCES, {}).mixture
     assert tilted["b"] > 0.7
     assert sum(tilted.values()) == pytest.approx(1.0)
+
+
+def test_dpo_varies_its_loss_and_learns_from_preferences_alone():
+    space = Space(preferences=frozenset(["b", "own"]))
+    genes = {**space.default_genes(Stage.DPO, ["a", "b", "own"]), "dpo.loss": "ipo", "dpo.beta": 0.3}
+    recipe = space.recipe(Stage.DPO, genes, ["a", "b", "own"], {})
+    assert (recipe.loss, recipe.beta, recipe.mixture) == (Loss.IPO, 0.3, {"b": 0.5, "own": 0.5})
+    assert space.recipe(Stage.SFT, {}, ["a", "b", "own"], {}).mixture == {"a": 1.0}
+    assert not any("tilt" in name for name in space.genes(Stage.SFT, ["a", "b", "own"]))

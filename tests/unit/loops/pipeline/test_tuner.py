@@ -212,3 +212,9 @@ def test_a_study_is_trimmed_of_failures_and_finished_losers_first():
     assert len(kept) == MOST_CONFIGURATIONS
     assert {"99", "0"}.isdisjoint(c.id for c in kept)
     assert kept[-1].id == "new"
+
+
+def test_a_configuration_of_a_ledger_from_before_there_were_preferences_is_read():
+    known = fresh([], SPACE, SOURCES, NOTHING, seed=1)
+    body = {name: value for name, value in known.to_json().items() if name not in ("pairs", "hopeless")}
+    assert Configuration.from_json(body) == known

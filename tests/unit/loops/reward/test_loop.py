@@ -9,7 +9,15 @@ import pytest
 from synthetic import BUDGET, World, evidence_after
 
 from loops.pipeline.recipe import GRPO
-from loops.reward.loop import AVOIDED_SEGMENTS, RewardLoop, RewardSettings, frozen, rearm
+from loops.reward.loop import (
+    AVOIDED_SEGMENTS,
+    PROVEN_SEGMENTS,
+    RESTING_SEGMENTS,
+    RewardLoop,
+    RewardSettings,
+    frozen,
+    rearm,
+)
 from loops.reward.shaping import Evidence
 from state.jobs import JobFailed, JobSpec
 from state.records import Event, Verdict, seed_from
@@ -109,6 +117,51 @@ def test_a_shaping_that_gains_nothing_over_zero_is_dropped_and_the_control_is_wh
     outcome = world.cycle(begun(spoken(reward())), 0)
     assert (outcome.evidence["arm"], outcome.verdict) == ("zero", Verdict.PROMOTED)
     assert outcome.evidence["over_zero"]["mean"] == pytest.approx(0.0, abs=1e-9)
+    world.close()
+
+
+def test_a_shaping_that_beat_its_control_goes_on_alone_for_four_segments(world):
+    loop = begun(spoken(reward()))
+    outcome = world.cycle(loop, 0)
+    assert outcome.evidence["arm"] == "shaped"
+    state = {**spoken(reward()), **{key: world.state(loop)[key] for key in ("proven", "resting", "segments")}}
+    for _ in range(PROVEN_SEGMENTS):
+        candidate = loop.propose(state, world.start, world.start, 0)
+        trial = loop.run(candidate, _Bench(world, state))
+        assert trial.values["arms"].keys() == {"shaped"}
+        outcome = loop.judge(candidate, trial)
+        assert (outcome.evidence["arm"], outcome.evidence["over_zero"]) == ("shaped", None)
+        learned = loop.learn(state, candidate, outcome)
+        state = {**state, **{key: learned[key] for key in ("proven", "resting", "segments")}}
+    assert loop.propose(state, world.start, world.start, 0).change["control"]
+
+
+def test_without_references_a_shaping_never_goes_without_its_control(world):
+    loop = reward(references=False, approved=("places",))
+    proven = {"weights": {"places": 1.0}, "until": 100}
+    state = spoken(loop, proven=proven)
+    assert not loop.shaping(state, 0, 100).is_zero
+    assert loop.propose(state, world.start, world.start, 0).change["control"]
+
+
+def test_a_shaping_that_collapses_alone_is_blocked_and_training_does_not_go_on_from_it(tmp_path):
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill / 3)
+    loop = begun(spoken(reward(), proven={"weights": {"places": 1.0}, "until": 100}))
+    outcome = world.cycle(loop, 0)
+    assert (outcome.evidence["arm"], outcome.verdict, outcome.result) == ("shaped", Verdict.REJECTED, None)
+    assert (outcome.lesson["sound"], outcome.evidence["blocked"]) == (False, "places")
+    assert world.state(loop)["proven"] is None
+    world.close()
+
+
+def test_after_a_shaping_that_gained_nothing_over_zero_four_segments_have_none(tmp_path):
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill + 0.03)
+    loop = begun(spoken(reward()))
+    world.cycle(loop, 0)
+    state = world.state(loop)
+    for segment in range(1, RESTING_SEGMENTS + 2):
+        resting = spoken(loop, resting=state["resting"], segments=segment)
+        assert loop.shaping(resting, 0, 100).is_zero == (segment <= RESTING_SEGMENTS)
     world.close()
 
 

@@ -6,7 +6,7 @@ from loops.reward.features import FEATURES
 from loops.reward.shaping import Evidence, Shaping
 from loops.work.marking import KEPT_SUCCESSES, REWARD_SCALE, Marking, Question, Record
 from safety.yardstick.items import Item
-from safety.yardstick.verifiers import exact
+from safety.yardstick.verifiers import exact, numeric
 
 END = 9
 ITEMS = [Item.of("say one two", "one two"), Item.of("say three four", "three four")]
@@ -73,3 +73,18 @@ def test_groups_whose_rewards_are_all_equal_are_counted_group_by_group() -> None
     marks(["no", "no", "three four", "no"], [[5, END]] * 4, [0, 0, 1, 1])
     assert marks.record.flat == [0.5]
     assert marks.record.mixed_groups == 1
+
+
+def test_a_second_verifier_decides_nothing_and_its_disagreements_are_counted() -> None:
+    item = Item.of("what is 990 + 10", "1000")
+    question = Question(item, [1], exact, numeric)
+    marks = Marking([question], 4, frozenset({END}), Shaping(), 0.4, Record(0, Evidence.empty(FEATURES).to_json()))
+    rewards = marks(["1000", "1,000", "1e3", "7"], [[5, END]] * 4, [0] * 4)
+    assert rewards == [REWARD_SCALE, 0.0, 0.0, 0.0]
+    assert (marks.record.judged_twice, marks.record.disagreed, marks.record.disagreement) == (4, 2, 0.5)
+
+
+def test_without_a_second_verifier_nothing_is_said_of_disagreement() -> None:
+    marks = marking(Shaping())
+    marks(["one two", "no"], [[5, END], [6, END]], [0, 0])
+    assert marks.record.disagreement is None

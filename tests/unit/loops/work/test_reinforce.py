@@ -88,6 +88,17 @@ def test_a_verifier_that_pays_for_junk_is_named(
     assert [alarm.name for alarm in inspect({"canaries": found}, [])] == ["canary"]
 
 
+def test_a_second_verifier_is_asked_beside_the_first_and_changes_nothing(
+    classroom: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert whole.values["disagreement"] is None
+    monkeypatch.setattr("loops.work.exercises.second_verifier", lambda task: lambda item, text: 1)
+    made = segment(segment_spec(), desk(classroom, tmp_path))
+    assert made.values["disagreement"] >= 1 - made.values["success"] > 0
+    assert {**made.values, "disagreement": None} == whole.values
+    assert hashes(made.outputs["model"]) == hashes(whole.outputs["model"])
+
+
 @pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "lora", "rank": 4, "alpha": 8.0}])
 def test_a_later_segment_carries_moments_and_own_successes_on(
     classroom: Path, tmp_path: Path, adapter: dict[str, Any]

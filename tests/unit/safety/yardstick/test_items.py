@@ -16,6 +16,8 @@ GOOD: dict[str, Any] = {
 
 def test_a_task_survives_its_json() -> None:
     assert TaskSpec.from_json(GOOD).to_json() == GOOD
+    twice = GOOD | {"second_verifier": "numeric"}
+    assert TaskSpec.from_json(twice).to_json() == twice
 
 
 def test_an_item_survives_its_json_with_and_without_an_origin() -> None:
@@ -35,7 +37,8 @@ def test_case_and_white_space_do_not_make_another_item() -> None:
         ({"vault_items": True}, "vault_items"),
         ({"source": {"kind": "csv"}}, "source kind"), ({"source": {"kind": "jsonl"}}, "'path'"),
         ({"source": {"kind": "jsonl", "path": "x", "pth": 1}}, "'pth'"), ({"source": "x"}, "source"),
-        ({"verifier": "reasoning_gym"}, "reasoning_gym"), ({"wault_items": 3}, "'wault_items'"),
+        ({"verifier": "reasoning_gym"}, "reasoning_gym"), ({"second_verifier": "exact"}, "second_verifier"),
+        ({"second_verifier": "reasoning_gym"}, "reasoning_gym"), ({"wault_items": 3}, "'wault_items'"),
     ],
 )
 def test_a_bad_task_is_refused_in_one_line_that_names_the_setting(change: dict[str, Any], said: str) -> None:

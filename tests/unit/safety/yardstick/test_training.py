@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safety.yardstick.training import RowError, files_in, rows_in, rows_of, texts_of
+from safety.yardstick.training import RowError, answered, are_preferences, files_in, rows_in, rows_of, texts_of
 
 ROWS = [{"prompt": "2 + 2?", "answer": "4"}, {"prompt": 'say "a,b"', "answer": "a,\nb"}, {"prompt": "", "answer": "é"}]
 PAIRS = [(row["prompt"], row["answer"]) for row in ROWS]
@@ -47,6 +47,7 @@ def test_every_format_gives_the_rows_that_datasets_reads_also_without_its_ending
 def test_a_conversation_is_all_that_precedes_the_last_answer(tmp_path: Path, ending: str) -> None:
     (row,) = rows_of(written(tmp_path / f"talk.{ending}", [{"messages": TALK}]))
     assert row == (tuple((turn["role"], turn["content"]) for turn in TALK[:-1]), "5")
+    assert answered(row) == [row]
     assert texts_of(row) == [turn["content"] for turn in TALK]
 
 
@@ -58,11 +59,54 @@ def test_completions_and_texts_are_rows_too_and_every_line_of_a_text_is_one(tmp_
     assert [file.name for file in files_in(tmp_path)] == ["a.jsonl", "b.txt"]
 
 
+PREFERENCES = [{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}, {"prompt": "é", "chosen": "a,\nb", "rejected": ""}]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_preference_is_a_prompt_with_two_answers_in_every_format(tmp_path: Path, ending: str) -> None:
+    bodies = PREFERENCES[:1] if ending == "csv" else PREFERENCES
+    file = written(tmp_path / f"rows.{ending}", bodies)
+    assert list(rows_of(file)) == [(row["prompt"], row["chosen"], row["rejected"]) for row in bodies]
+    assert are_preferences(file)
+    assert not are_preferences(written(tmp_path / f"others.{ending}", ROWS))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_preference_may_be_a_conversation_and_counts_with_either_answer(tmp_path: Path, ending: str) -> None:
+    said = [{"role": "assistant", "content": "6"}]
+    body = {"prompt": TALK[:-1], "chosen": TALK[-1:], "rejected": said}
+    (row,) = rows_of(written(tmp_path / f"talk.{ending}", [body]))
+    assert row == (tuple((turn["role"], turn["content"]) for turn in TALK[:-1]), "5", "6")
+    before = [turn["content"] for turn in TALK[:-1]]
+    assert list(map(texts_of, answered(row))) == [[*before, "5"], [*before, "6"]]
+
+
+def test_a_source_holds_preferences_or_other_rows_and_not_both(tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", PREFERENCES)
+    written(tmp_path / "b.jsonl", ROWS)
+    with pytest.raises(RowError, match=r"^b\.jsonl, line 1: no preference, as those before it are$"):
+        list(rows_in(tmp_path))
+
+
+def test_a_row_with_an_answer_is_no_preference_whatever_else_it_has(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.jsonl", [{**PREFERENCES[0], "answer": "4"}])
+    assert list(rows_of(file)) == [("2 + 2?", "4")]
+
+
 @pytest.mark.parametrize(("body", "said"), [
     ('{"prompt": "a"}', "prompt without answer or completion"),
     ('{"prompt": "a", "answer": 3}', "answer must be text, it is int"),
     ('{"prompt": null, "answer": "b"}', "prompt must be text, it is missing"),
-    ('{"question": "a"}', "it needs prompt with answer or completion, or messages, or text, and has 'question'"),
+    ('{"question": "a"}', "it needs prompt with answer or completion, or with chosen and rejected, or messages, or "
+     "text, and has 'question'"),
+    ('{"prompt": "a", "chosen": "b"}', "rejected must be text, it is missing"),
+    ('{"chosen": "a", "rejected": "b"}', "it needs prompt with answer"),
+    ('{"prompt": "a", "chosen": "b", "rejected": 1}', "rejected must be text, it is int"),
+    ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "chosen and rejected are the same"),
+    ('{"prompt": [], "chosen": "b", "rejected": "c"}', "prompt must not be an empty list"),
+    ('{"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}', r"prompt\[0\]: content must be text"),
+    ('{"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "c"}', "chosen must be text or"),
+    ('{"prompt": "a", "chosen": "b", "rejected": "c"}', "a preference among rows that are none"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "messages must be a list of at least two"),
     ('{"messages": [{"role": "human", "content": "a"}, 1]}', r"messages\[0\]\.role must be one of"),
     ('{"messages": [{"role": "user", "content": 1}, 1]}', r"messages\[0\]: content must be text, it is int"),
@@ -124,6 +168,7 @@ def test_any_bytes_are_rows_or_one_line(tmp_path_factory: Any, content: bytes) -
     file = tmp_path_factory.mktemp("bytes") / "any"
     file.write_bytes(content)
     try:
-        assert all(isinstance(text, str) for row in rows_of(file) for text in texts_of(row))
+        rows = [each for row in rows_of(file) for each in answered(row)]
+        assert all(isinstance(text, str) for row in rows for text in texts_of(row))
     except RowError as error:
         assert str(error).startswith("any")

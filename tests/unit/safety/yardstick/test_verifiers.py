@@ -7,7 +7,7 @@ import pytest
 from safety.yardstick import gym
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.tasks import draw
-from safety.yardstick.verifiers import canaries, exact, make_verifier, numeric
+from safety.yardstick.verifiers import canaries, exact, junk_paid, make_verifier, numeric, second_verifier
 from state.records import Split
 
 SUM = Item.of("what is 990 + 10", "1000")
@@ -95,3 +95,15 @@ def test_harmful_text_is_wrong_and_is_never_run(
     item = draw(task, Split.SEARCH, 1, 1)[0]
     assert make_verifier(task)(item, text) == 0
     assert not list(folder.iterdir())
+
+
+def test_a_task_may_name_a_second_verifier_which_is_tried_like_the_first() -> None:
+    task = TaskSpec("sums", "target", {"kind": "jsonl", "path": "unused"}, second_verifier="numeric")
+    assert second_verifier(task) is numeric
+    assert make_verifier(task) is exact
+    assert second_verifier(TaskSpec("sums", "target", {"kind": "jsonl", "path": "unused"})) is None
+    assert junk_paid(task, [SUM]) is None
+    said = junk_paid(task, [Item.of("say one", "one"), Item.of("say two", "two")])
+    assert said is not None
+    assert "the verifier numeric cannot be trusted" in said
+    assert "the reference is not right" in said

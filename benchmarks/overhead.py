@@ -1,0 +1,236 @@
+"""A training trial beside bare TRL: time of the same steps, start-up apart.
+
+The job "train" as workers run it, with its look at every loss, its seeds and its checkpoints, beside SFTTrainer with
+nothing of ours: the same model, rows in the same order, optimiser and learning rates. And the job "segment" beside
+GRPOTrainer with the same questions and the same reward of the same verifier; replay, which is more training
+and no overhead, is off. Time runs from the end of the first optimiser step to the end of the last: loading,
+tokenising and what is written at the end are left out. Both take turns in one process on one thread, and which one goes
+first alternates; seconds of the clock and of the processor each give a figure.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from benchmarks.figure import Figure
+from loops.pipeline.loop import PipelineSettings
+from loops.pipeline.recipe import GRPO, SFT, Adapter, Recipe
+from loops.work import replay
+from loops.work.exercises import Exercises, plain, set_exercises
+from loops.work.learner import Learner, load_learner, schedule
+from loops.work.marking import REWARD_SCALE
+from loops.work.pretrain import fresh_model, word_tokenizer
+from loops.work.reinforce import SPARE_TOKENS, Errand, segment
+from loops.work.rows import mixed, read_rows, tokenise
+from loops.work.train import train
+from loops.work.watch import CLIP
+from safety.yardstick import bilingual
+from safety.yardstick.items import TaskSpec
+from safety.yardstick.tasks import NO_SEAL
+from state.jobs import Desk, JobSpec
+from state.records import JsonObject
+
+GOAL = 1.05
+PAIRS = 5
+SEED = 7
+SOURCE = "expert_maths"
+ADAPTER = Adapter()
+SFT_RECIPE = Recipe(SFT.stage, 1e-3, batch=64, steps=200, adapter=ADAPTER)
+GRPO_RECIPE = Recipe(GRPO.stage, 2e-4, batch=8, steps=100, adapter=ADAPTER, group=8)
+TASK: JsonObject = {
+    "name": "maths1", "role": "target", "source": {"kind": "bilingual", "family": "maths1"}, "vault_items": 10,
+}
+
+Seconds = tuple[float, float]
+"""Of the clock and of the processor."""
+
+
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
+    """When each of so many steps ended."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.steps = recipe.steps
+        self.marks: list[Seconds] = []
+
+    def mark(self) -> None:
+        self.marks.append((time.perf_counter(), time.process_time()))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.mark()
+
+    @property
+    def between(self) -> Seconds:
+        """From the end of the first step to the end of the last. RuntimeError where not all of them were done."""
+        if len(self.marks) != self.steps:
+            raise RuntimeError(f"{len(self.marks)} steps were done of {self.steps}: this compares nothing")
+        first, last = self.marks[0], self.marks[-1]
+        return last[0] - first[0], last[1] - first[1]
+
+
+def figures(pairs: int = PAIRS) -> Iterator[Figure]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="kaizend-bench-") as folder:
+        home = made(Path(folder))
+        for name, ours, bare in (("SFT", our_train, bare_train), ("GRPO", our_segment, bare_segment)):
+            ratios = list(compared(home, ours, bare, pairs))
+            steps = (SFT_RECIPE if name == "SFT" else GRPO_RECIPE).steps
+            for number, what in enumerate(("wall time", "processor time")):
+                yield Figure.of(
+                    f"{what} of {steps} {name} steps in a trial, in those of bare TRL",
+                    [ratio[number] for ratio in ratios], GOAL,
+                )
+
+
+def made(home: Path) -> Path:
+    """The demo's rows, and a model of the demo's size that has learned some of them: reinforcement needs successes."""
+    fresh_model(SEED).save_pretrained(home / "fresh")
+    word_tokenizer().save_pretrained(home / "fresh")
+    rows = bilingual.corpus(SOURCE, SEED, 6000)
+    (home / SOURCE).write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
+    (home / "school").mkdir()
+    given = {"model": home / "fresh", f"data:{SOURCE}": home / SOURCE}
+    made = train(train_spec(replace(SFT_RECIPE, learning_rate=5e-3)), Desk(home / "school", given))
+    made.outputs["model"].rename(home / "model")
+    return home
+
+
+def compared(
+    home: Path, ours: Callable[[Path, Path], Seconds], bare: Callable[[Path, Path], Seconds], pairs: int
+) -> Iterator[Seconds]:
+    """The ratio of each pair; the first pair warms up and is left out."""
+    for number in range(pairs + 1):
+        took: dict[Callable[[Path, Path], Seconds], Seconds] = {}
+        for one in (ours, bare) if number % 2 else (bare, ours):
+            with tempfile.TemporaryDirectory(dir=home) as folder:
+                took[one] = one(home, Path(folder))
+        if number:
+            yield took[ours][0] / took[bare][0], took[ours][1] / took[bare][1]
+
+
+def desk(home: Path, folder: Path, stopwatch: Stopwatch) -> Desk:
+    return Desk(
+        folder, {"model": home / "model", f"data:{SOURCE}": home / SOURCE},
+        progress=lambda done, note: stopwatch.mark(),
+    )
+
+
+def train_spec(recipe: Recipe) -> JobSpec:
+    params = {
+        "recipe": recipe.to_json(), "from_step": 0, "to_step": recipe.steps,
+        "save_steps": PipelineSettings().save_steps,
+    }
+    return JobSpec("train", {}, params, SEED)
+
+
+def our_train(home: Path, folder: Path) -> Seconds:
+    stopwatch = Stopwatch(SFT_RECIPE)
+    train(train_spec(SFT_RECIPE), desk(home, folder, stopwatch))
+    return stopwatch.between
+
+
+def bare_train(home: Path, folder: Path) -> Seconds:
+    recipe, stopwatch = SFT_RECIPE, Stopwatch(SFT_RECIPE)
+    learner = load_learner(home / "model", recipe, SEED, "cpu")
+    rows = read_rows({f"data:{SOURCE}": home / SOURCE})
+    order = mixed(rows, recipe.shares(rows.sources), recipe.batch, range(recipe.steps), SEED).reshape(-1).tolist()
+    ids = tokenise(rows, order, learner.tokenizer).rows
+    trained(SFTTrainer(
+        model=learner.model,
+        args=SFTConfig(
+            str(folder), per_device_train_batch_size=recipe.batch, max_length=None, completion_only_loss=True,
+            train_sampling_strategy="sequential", **defaults(recipe.steps),
+        ),
+        train_dataset=Dataset.from_list([
+            {"input_ids": [*ids[place][0], *ids[place][1]],
+             "completion_mask": [0] * len(ids[place][0]) + [1] * len(ids[place][1])} for place in order
+        ]),
+        processing_class=learner.tokenizer, optimizers=tuned(learner, recipe), callbacks=[stopwatch],
+    ))
+    return stopwatch.between
+
+
+def segment_spec() -> JobSpec:
+    params = {
+        "recipe": GRPO_RECIPE.to_json(), "from_step": 0, "steps": GRPO_RECIPE.steps, "shaping": {
+            "weights": {}, "strength": 0.0,
+        }, "tasks": [TASK], "evidence": None, "probe_seed": 5, "probe_items": 32,
+    }
+    return JobSpec("segment", {}, params, SEED)
+
+
+def our_segment(home: Path, folder: Path) -> Seconds:
+    stopwatch = Stopwatch(GRPO_RECIPE)
+    with patch.object(replay, "SUCCESSES_NEEDED", 10**9):
+        segment(segment_spec(), desk(home, folder, stopwatch))
+    return stopwatch.between
+
+
+def bare_segment(home: Path, folder: Path) -> Seconds:
+    recipe, stopwatch, errand = GRPO_RECIPE, Stopwatch(GRPO_RECIPE), Errand.of(segment_spec())
+    learner = load_learner(home / "model", recipe, SEED, "cpu")
+    exercises: Exercises = set_exercises(
+        [TaskSpec.from_json(TASK)], NO_SEAL, learner.tokenizer, recipe.batch * recipe.steps, errand.question_seed,
+        errand.probe_items, errand.probe_seed,
+    )
+
+    end = learner.tokenizer.eos_token_id
+
+    def right(
+        completions: list[str], completion_ids: list[list[int]], question: list[int], **_: Any
+    ) -> list[float]:
+        asked = [exercises.questions[place] for place in question]
+        return [
+            REWARD_SCALE * float(ids[-1] == end and each.verifier(each.item, text.strip()) == 1)
+            for each, text, ids in zip(asked, completions, completion_ids, strict=True)
+        ]
+
+    trained(GRPOTrainer(
+        model=learner.model, reward_funcs=[right],
+        args=GRPOConfig(
+            str(folder), per_device_train_batch_size=recipe.completions, num_generations=recipe.group,
+            max_completion_length=exercises.longest + SPARE_TOKENS, temperature=recipe.temperature, beta=recipe.beta,
+            scale_rewards="none", loss_type="dapo", shuffle_dataset=False, **defaults(recipe.steps),
+        ),
+        train_dataset=Dataset.from_dict({
+            "prompt": [question.item.prompt for question in exercises.questions],
+            "question": list(range(len(exercises.questions))),
+        }),
+        processing_class=plain(learner.tokenizer), optimizers=tuned(learner, recipe), callbacks=[stopwatch],
+    ))
+    return stopwatch.between
+
+
+def defaults(steps: int) -> JsonObject:
+    """What has to be said to run on a processor, and to do as many steps with the same clipping; the rest is TRL's."""
+    return {
+        "use_cpu": True, "bf16": False, "max_steps": steps, "seed": SEED, "max_grad_norm": CLIP, "report_to": [],
+        "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False,
+        "activation_checkpointing": False,
+    }
+
+
+def tuned(learner: Learner, recipe: Recipe) -> Any:
+    return learner.optimizer, schedule(recipe, 0, learner.optimizer)
+
+
+def trained(trainer: Any) -> None:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    for figure in figures(int(sys.argv[1]) if sys.argv[1:] else PAIRS):
+        print(json.dumps(figure.to_json()), flush=True)
