@@ -8,6 +8,7 @@ and starting again continues.
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -64,6 +65,8 @@ class Service:
     def run(self) -> int:
         """Run until stopped. Returns the exit code."""
         self._catch_signals()
+        gc.collect()
+        gc.freeze()                                         # so that looking for garbage takes no time from here on
         with ControlServer(self.works.places.socket, self.answer):
             self.scheduler.add_job(self.tick, "interval", seconds=TICK_SECONDS, id=TICK)
             self.scheduler.start()
@@ -90,6 +93,7 @@ class Service:
                 while tasks or not self._finished():
                     self._reload()
                     self._keep_up()
+                    gc.collect()                            # a heap that grew for garbage would not shrink again
                     while len(tasks) < self.workers and (task := self._next(tasks.values())):
                         tasks[threads.submit(task[1])] = task[0]
                         self.beat = time.monotonic()
