@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,7 @@ from daemon.flags import Flags
 from daemon.genesis import Beginnings, begin, refuse_unusable
 from daemon.lock import Lock
 from daemon.places import Places
+from daemon.provenance import ancestry
 from daemon.runner import LocalRunner
 from daemon.settings import Settings
 from daemon.standing import readings_now
@@ -36,6 +37,7 @@ from state.database import Database
 from state.errors import StateError, UserError
 from state.jobbook import JobBook
 from state.ledger import Ledger
+from state.reading import Reading
 from state.records import Actor, Cost, Entry, Event, JsonObject, LoopName, Row
 from state.registry import Registry
 from state.rows import stamp
@@ -198,22 +200,36 @@ def wire(
         )
         return Works(
             settings, places, database, registry, ledger, jobbook, runner, bounds, beginnings, house, desk,
-            loops_of(settings, beginnings, lambda digest: depth_of(registry.path(beginnings.whole(digest)))), flags,
+            loops_of(
+                settings, beginnings, lambda digest: depth_of(registry.path(beginnings.whole(digest))),
+                lambda digest: lineage(places.database, digest),
+            ), flags,
             closing.pop_all(),
         )
 
 
-def loops_of(settings: Settings, beginnings: Beginnings, depth: Callable[[str], int]) -> Loop:
-    """The nest: architecture is given pipeline, which is given reward. `depth` tells how many layers a model has."""
+def loops_of(
+    settings: Settings, beginnings: Beginnings, depth: Callable[[str], int],
+    ancestors: Callable[[str], Collection[str]],
+) -> Loop:
+    """The nest: architecture is given pipeline, which is given reward. `depth` tells how many layers a model has,
+    `ancestors` what it was made from.
+    """
     tasks: list[dict[str, Any]] = [task.to_json() for task in beginnings.targets]
     guards = [task.to_json() for task in beginnings.tasks if task.role == "guard"]
     data, preferences = beginnings.data_of(preferences=False), beginnings.data_of(preferences=True)
     reward = RewardLoop(settings.reward, tasks, beginnings.seal, data)
-    pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, data, reward, preferences)
+    pipeline = PipelineLoop(settings.pipeline, tasks, beginnings.seal, data, reward, preferences, ancestors)
     return ArchitectureLoop(
         settings.architecture, tasks, pipeline, beginnings.base, beginnings.parents, beginnings.seal, guards, depth,
         frozenset(beginnings.adapters),
     )
+
+
+def lineage(database: Path, digest: str) -> list[str]:
+    """A model and every model that it was made from, as the ledger tells it."""
+    with Reading(database) as reading:
+        return [descent.model for descent in ancestry(reading, digest)]
 
 
 def foresight(registry: Registry, beginnings: Beginnings) -> Callable[[JsonObject], JsonObject]:

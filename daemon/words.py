@@ -43,7 +43,8 @@ def change_in_words(change: JsonObject) -> str:
         parts = [recipe.get("stage", "?"), f"lr {recipe.get('learning_rate', 0):.2g}"]
         if (adapter := (recipe.get("adapter") or {}).get("kind", "none")) != "none":
             parts.append(adapter)
-        return f"{' '.join(parts)}, steps {change.get('from_step', 0)}-{change.get('to_step', '?')}"
+        born = f", child of {change['parent']}" if change.get("parent") else ""
+        return f"{' '.join(parts)}, steps {change.get('from_step', 0)}-{change.get('to_step', '?')}{born}"
     kind = change.get("kind")
     if kind == "merge":
         return f"{change.get('operator')} of {len(change.get('parents', []))}"

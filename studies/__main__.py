@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from studies import akiba_page, data_page, gate_page, reward_page, search_page
+from studies import akiba_page, data_page, gate_page, reward_page, search_page, tuner_page
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "studies"
@@ -29,6 +29,9 @@ def main() -> None:
         study.add_argument("--seeds", type=int, default=module.SEEDS, help="worlds, from seed 0 on")
         study.add_argument("--items", type=int, default=module.ITEMS, help=module.SPENT)
         study.add_argument("--folder", type=Path, default=ROOT / "build" / "studies", help="models and findings kept")
+    tuner = names.add_parser("tuner", help=tuner_page.pages.__doc__)
+    tuner.add_argument("--seeds", type=int, default=tuner_page.SEEDS, help="novices, from seed 0 on")
+    tuner.add_argument("--folder", type=Path, default=ROOT / "build" / "studies", help="models and courses kept")
     asked = parser.parse_args()
     last = ("", True)
     for last in _pages(asked):
@@ -42,14 +45,19 @@ def main() -> None:
 def _pages(asked: argparse.Namespace) -> Iterator[tuple[str, bool]]:
     if asked.name == "gate":
         yield gate_page.page(asked.lives)
+        return
+    torch.set_num_threads(1)                            # models as small lose by more
+    if asked.name == "tuner":
+        yield from tuner_page.pages(asked.folder.resolve(), asked.seeds)
     else:
-        torch.set_num_threads(1)                        # models as small lose by more
         yield from PAGES[asked.name].pages(asked.folder.resolve(), asked.seeds, asked.items)
 
 
 def _in_full(asked: argparse.Namespace) -> bool:
     if asked.name == "gate":
         return asked.lives is None
+    if asked.name == "tuner":
+        return bool(asked.seeds >= tuner_page.SEEDS)
     module = PAGES[asked.name]
     return bool(asked.seeds >= module.SEEDS and asked.items >= module.ITEMS)
 

@@ -198,4 +198,5 @@ def answers(folder: Path, tasks: Sequence[TaskSpec]) -> dict[str, str]:
 
 
 def no_descent(inner: Loop, parent: int, ordinal: int, base: str, incumbent: str, budget: Budget) -> Outcome:
-    raise JobFailed("nothing is trained in a study of searches")
+    """The loops of a study have no loop inside."""
+    raise JobFailed("a study's loop has no loop inside")

@@ -8,21 +8,22 @@ Every base model has a study of its own; what was learned about sources, recipes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from loops.loop import Bench, Loop, Trial
-from loops.pipeline import limits, mixture
+from loops.pipeline import limits, memory, mixture
+from loops.pipeline.mutation import child
 from loops.pipeline.recipe import DPO, GRPO, OWN, SFT, Recipe, Stage
 from loops.pipeline.space import RANGES, Ranges, Space
-from loops.pipeline.tuner import Configuration, Knowledge, Ladder, fresh, paused, survivor, trimmed
+from loops.pipeline.tuner import Configuration, Knowledge, Ladder, Sampler, fresh, paused, survivor, trimmed
 from state.jobs import JobFailed, JobResult
 from state.records import Budget, Candidate, JsonObject, LoopName, Outcome, Verdict, seed_from
 
 STUDIES_KEPT: Final = 2
 BEST_KEPT: Final = 3
-MOST_TIMEOUTS: Final = 2
+MOST_TIMEOUTS: Final = 3
 MOST_VALUES: Final = 16
 FEWEST_PAIRS: Final = 8
 """With fewer, a model has too little to learn from in its own answers."""
@@ -48,9 +49,11 @@ class PipelineSettings:
 
     `stages` are tried in this order: on a model that one of them made the next one goes first. `sft`, `dpo` and `grpo`
     are the recipes that the stages start from, `ranges` how far the tuner may leave them; `eta` and `rungs` make the
-    ladder (the last rung is a recipe's full steps); `segment_steps` is the length of a reinforcement segment; dpo
-    answers `pair_prompts` fresh search items `pair_samples` times each to make pairs (0: only the operator's
-    preferences are learned from); `fresh_items` search items a task decide a comparison at the one-sided `level`;
+    ladder (the last rung is a recipe's full steps); `children` is how many of the eta - 1 places that a climbing
+    configuration leaves behind go to children of it; `sampler` draws new recipes; `segment_steps` is the length of a
+    reinforcement segment; dpo answers `pair_prompts` fresh search items `pair_samples` times each to make pairs (0:
+    only the operator's preferences are learned from); `fresh_items` search items a task decide a comparison at the
+    one-sided `level`;
     `save_steps` is how often a training job saves itself.
     """
 
@@ -61,6 +64,8 @@ class PipelineSettings:
     ranges: Ranges = RANGES
     eta: int = 3
     rungs: int = 3
+    children: int = 1
+    sampler: Sampler = Sampler.TPE
     segment_steps: int = 24
     pair_prompts: int = 128
     pair_samples: int = 8
@@ -79,6 +84,8 @@ class PipelineSettings:
         if not 0 < self.level < 1:
             raise ValueError("level must be between 0 and 1")
         Ladder(self.eta, self.rungs)
+        if not 0 <= self.children < self.eta:
+            raise ValueError(f"children must be between 0 and {self.eta - 1}, one less than eta")
         self.space.check()
 
     @property
@@ -99,7 +106,8 @@ class PipelineLoop:
     """Satisfies `loops.loop.Loop`.
 
     `targets` are task specs as JSON, `seal` the digest of the sealed item ids, `sources` the training data (name ->
-    digest), `inner` the loop that runs reinforcement segments, `preferences` the training data of dpo.
+    digest), `inner` the loop that runs reinforcement segments, `preferences` the training data of dpo; `ancestors`
+    tells a model's lineage, by which studies of earlier models count.
     """
 
     settings: PipelineSettings
@@ -108,13 +116,14 @@ class PipelineLoop:
     sources: Mapping[str, str]
     inner: SegmentLoop
     preferences: Mapping[str, str] = field(default_factory=dict)
+    ancestors: memory.Ancestors = lambda digest: (digest,)
 
     @property
     def name(self) -> LoopName:
         return LoopName.PIPELINE
 
     def start(self) -> JsonObject:
-        return {"studies": [], "payoffs": {}, "best": {}, "limits": []}
+        return {"studies": [], "memories": [], "payoffs": {}, "best": {}, "limits": []}
 
     def propose(
         self, state: JsonObject, base: str, incumbent: str, seed: int, in_flight: Sequence[Candidate] = ()
@@ -124,16 +133,17 @@ class PipelineLoop:
                if change.get("study") == base}
         known = {configuration.id for configuration in configurations}
         configurations += [_begun(change) for name, change in out.items() if name not in known]
-        chosen = paused(configurations, ladder, out.keys()) or survivor(configurations, ladder, out.keys())
+        chosen = paused(configurations, ladder, out.keys()) or self._climbing(state, base, configurations, seed, out)
         if chosen is None:
-            knowledge = Knowledge(state["payoffs"], {k: [e["genes"] for e in v] for k, v in state["best"].items()},
-                                  state["limits"])
-            names = sorted({*self.sources, *self._preferred})
-            chosen = fresh(configurations, self._space(state, base), names, knowledge, seed)
+            chosen = fresh(
+                configurations, self._space(state, base), self._names, self._knowledge(state, base), seed,
+                self.settings.sampler,
+            )
         model = chosen.model or base
         change = {
             "recipe": chosen.recipe.to_json(), "genes": dict(chosen.genes), "config": chosen.id, "study": base,
-            "rung": len(chosen.values), "from_step": chosen.step, "to_step": ladder.end(chosen),
+            "rung": len(chosen.values), "from_step": chosen.step, "to_step": ladder.aim(chosen),
+            "rung_end": ladder.end(chosen),
             "trained": chosen.trained, "checkpoint": chosen.checkpoint, "model": model,
         }
         if chosen.pairs is not None:
@@ -142,6 +152,8 @@ class PipelineLoop:
             change["seen"] = chosen.seen
         if self._is_weighed(chosen, configurations):
             change["weigh"] = True
+        if chosen.parent is not None:
+            change |= {"parent": chosen.parent, "history": list(chosen.values), "inherited": chosen.inherited}
         return Candidate(self.name, change, model, incumbent)
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
@@ -209,14 +221,43 @@ class PipelineLoop:
             "base": change["study"], "values": [[model, known] for model, known in values.items()][-MOST_VALUES:],
             "configurations": [c.to_json() for c in trimmed(kept, self.settings.ladder)],
         }
-        others = [s for s in state["studies"] if s["base"] != study["base"]]
+        studies = [*(s for s in state["studies"] if s["base"] != study["base"]), study]
+        memories = state.get("memories", [])
+        for old in studies[:-STUDIES_KEPT]:
+            memories = memory.added(memories, memory.remembered(old["base"], _configurations(old)))
         limit = limits.taught(after.recipe, outcome.reason) if outcome.verdict is Verdict.CRASHED else None
         return {
-            "studies": [*others, study][-STUDIES_KEPT:], "payoffs": mixture.learned(
-                state["payoffs"], lesson.get("weighed") or {}
-            ),
+            "studies": studies[-STUDIES_KEPT:], "memories": memories,
+            "payoffs": mixture.learned(state["payoffs"], lesson.get("weighed") or {}),
             "best": best, "limits": limits.added(state["limits"], limit),
         }
+
+    def _climbing(
+        self, state: JsonObject, base: str, configurations: Sequence[Configuration], seed: int, out: Container[str]
+    ) -> Configuration | None:
+        """What goes on from the end of a rung: a child of the configuration that climbs, while it may have one more,
+        then that configuration itself.
+        """
+        leader = survivor(configurations, self.settings.ladder, out)
+        if leader is None:
+            return None
+        born = [c for c in configurations if c.parent == leader.id and c.inherited == len(leader.values)]
+        if len(born) >= self.settings.children:
+            return leader
+        knowledge = Knowledge(state["payoffs"], {}, state["limits"])
+        return child(leader, configurations, self._space(state, base), self._names, knowledge, seed) or leader
+
+    def _knowledge(self, state: JsonObject, base: str) -> Knowledge:
+        best = {stage: [entry["genes"] for entry in entries] for stage, entries in state["best"].items()}
+        memories = state.get("memories", [])
+        for study in state["studies"]:
+            memories = memory.added(memories, memory.remembered(study["base"], _configurations(study)))
+        return Knowledge(state["payoffs"], best, state["limits"], memory.hints(base, memories, self.ancestors))
+
+    @property
+    def _names(self) -> list[str]:
+        """Every source that some stage may train on."""
+        return sorted({*self.sources, *self._preferred})
 
     @property
     def _preferred(self) -> frozenset[str]:
@@ -392,8 +433,15 @@ def _configurations(study: JsonObject) -> list[Configuration]:
 
 
 def _begun(change: JsonObject) -> Configuration:
-    """The configuration of a candidate of which nothing is known yet."""
-    return Configuration(change["config"], Recipe.from_json(change["recipe"]), change["genes"])
+    """The configuration of a candidate of which nothing is known yet but, of a child, where it took over."""
+    begun = Configuration(change["config"], Recipe.from_json(change["recipe"]), change["genes"])
+    if "parent" not in change:
+        return begun
+    return replace(
+        begun, step=change["from_step"], trained=change["trained"], model=change["model"],
+        checkpoint=change["checkpoint"], values=tuple(change["history"]), parent=change["parent"],
+        inherited=change["inherited"], pairs=change.get("pairs"), seen=change.get("seen", {}),
+    )
 
 
 def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: float) -> Configuration:
@@ -402,10 +450,11 @@ def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: 
     if "hopeless" in lesson:
         return replace(before, hopeless=True, failed=f"{outcome.verdict}: {outcome.reason}"[:200])
     if outcome.verdict in (Verdict.PROMOTED, Verdict.REJECTED):
-        values = (*before.values, value) if lesson["reached"] >= change["to_step"] else before.values
+        through = lesson["reached"] >= change.get("rung_end", change["to_step"])
         return replace(
             before, step=lesson["reached"], trained=lesson["trained"], model=lesson["model"],
-            checkpoint=lesson["checkpoint"], values=values, timeouts=0, pairs=lesson.get("pairs"),
+            checkpoint=lesson["checkpoint"], values=(*before.values, value) if through else before.values,
+            timeouts=0 if through else before.timeouts, pairs=lesson.get("pairs"),
             seen=_added(before.seen, lesson.get("data") or {}),
         )
     if outcome.verdict is Verdict.TIMED_OUT and before.timeouts + 1 < MOST_TIMEOUTS:

@@ -2,13 +2,15 @@
 
 Asynchronous successive halving (1810.05934): a configuration among the best 1/eta of its rung goes on to the next rung
 from its checkpoint; otherwise a new one starts. Everything is a function of a study's configurations and a seed: the
-Optuna study is rebuilt from them each time, in memory. Invariant: a configuration's steps are walked once, in order.
+Optuna study is rebuilt from them each time, in memory. Invariant: a configuration's steps are walked once, in order; a
+child's (`mutation`) from where it took over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from loops.pipeline.limits import forbidden
@@ -19,6 +21,7 @@ from state.records import JsonObject, digest_of
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
     from optuna.trial import Trial
 
 MOST_CONFIGURATIONS: Final = 32
@@ -27,15 +30,23 @@ STARTUP_TRIALS: Final = 6
 """Optuna draws at random until so many configurations have a value."""
 
 
+class Sampler(StrEnum):
+    """Where a new recipe comes from: Optuna's tree-structured Parzen estimator, or chance."""
+
+    TPE = "tpe"
+    RANDOM = "random"
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """One recipe of a study and how far it got.
 
     `step` is how much of its budget is spent; `trained` the step at which its `model` and `checkpoint` stand, less
     where a segment was rejected; `values` the objective at the end of each rung it finished; `failed` the reason why
-    it will not go on; `timeouts` how often in a row a budget ended it; `pairs` the artefact of the pairs that its base
-    made for it ("" where those were too few); `hopeless` that it failed as every recipe of its stage would;
-    `seen` the data that it was trained on so far.
+    it will not go on; `timeouts` how often a budget ended it in this rung; `pairs` the artefact of the pairs that its
+    base made for it ("" where those were too few); `hopeless` that it failed as every recipe of its stage would.
+    `parent` is the id of the configuration that it took over from, and the first `inherited` of its values are that
+    one's; `seen` the data that it was trained on so far.
     """
 
     id: str
@@ -51,6 +62,13 @@ class Configuration:
     pairs: str | None = None
     hopeless: bool = False
     seen: JsonObject = field(default_factory=dict)
+    parent: str | None = None
+    inherited: int = 0
+
+    @property
+    def own(self) -> tuple[float, ...]:
+        """The values of the rungs that it walked itself."""
+        return self.values[self.inherited:]
 
     def to_json(self) -> JsonObject:
         return {
@@ -58,6 +76,7 @@ class Configuration:
             "trained": self.trained, "model": self.model,
             "checkpoint": self.checkpoint, "values": list(self.values), "failed": self.failed,
             "timeouts": self.timeouts, "pairs": self.pairs, "hopeless": self.hopeless, "seen": self.seen,
+            "parent": self.parent, "inherited": self.inherited,
         }
 
     @classmethod
@@ -90,6 +109,13 @@ class Ladder:
         """Where that rung ends."""
         return self.ends(configuration.recipe.steps)[len(configuration.values)]
 
+    def aim(self, configuration: Configuration) -> int:
+        """How far it goes in one cycle: to the rung's end, or by half as much of the rung after each time that a budget
+        ended it there, so that what is too long for its seconds comes to an end in parts.
+        """
+        begin, end = self.begin(configuration), self.end(configuration)
+        return min(end, configuration.step - ((begin - end) >> configuration.timeouts))
+
     def finished(self, configuration: Configuration) -> bool:
         return len(configuration.values) >= len(self.ends(configuration.recipe.steps))
 
@@ -103,7 +129,7 @@ def paused(
     for configuration in configurations:
         if configuration.id not in in_flight and configuration.failed is None and not ladder.finished(configuration):
             begun = configuration.step > ladder.begin(configuration)
-            if begun or not configuration.values:
+            if begun or not configuration.own:
                 return configuration
     return None
 
@@ -111,9 +137,12 @@ def paused(
 def survivor(
     configurations: Sequence[Configuration], ladder: Ladder, in_flight: Container[str] = ()
 ) -> Configuration | None:
-    """The configuration that ASHA lets climb, the highest rung first; None where a new one should start."""
+    """The configuration that ASHA lets climb, the highest rung first; None where a new one should start.
+
+    A child counts in the rungs that it walked itself, so what it inherited lets nobody climb.
+    """
     for rung in reversed(range(ladder.rungs - 1)):
-        reached = [c for c in configurations if len(c.values) > rung]
+        reached = [c for c in configurations if c.inherited <= rung < len(c.values)]
         best = sorted(reached, key=lambda c: (-c.values[rung], c.id))[: len(reached) // ladder.eta]
         for configuration in best:
             waiting = len(configuration.values) == rung + 1 and configuration.failed is None
@@ -123,65 +152,97 @@ def survivor(
 
 
 @dataclass(frozen=True, slots=True)
+class Hint:
+    """How genes ranked on a related model, between 0 and 1 and nearer to the middle the less the two share."""
+
+    stage: Stage
+    genes: Genes
+    rank: float
+
+
+@dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What carries over from one base model to the next: payoffs of sources, recipes that won, limits met."""
+    """What carries over from one base model to the next: payoffs of sources, recipes that won, limits met, and hints
+    from related models, the nearest first and of each the best first.
+    """
 
     payoffs: JsonObject
     best: Mapping[str, Sequence[Genes]]
     limits: Sequence[JsonObject]
+    hints: Sequence[Hint] = ()
 
 
 def fresh(
-    configurations: Sequence[Configuration], space: Space, sources: Sequence[str], knowledge: Knowledge, seed: int
+    configurations: Sequence[Configuration], space: Space, sources: Sequence[str], knowledge: Knowledge, seed: int,
+    sampler: Sampler = Sampler.TPE,
 ) -> Configuration:
     """A configuration that this study has not tried and that no learned limit forbids.
 
-    First each stage's default, then each stage's best recipe on earlier models, then what Optuna suggests. Where it
-    suggests nothing that is allowed, its last suggestion is taken at the gentlest settings.
+    First each stage's default, then each stage's best recipe on the most closely related model and on any earlier one,
+    then what Optuna suggests. Where it suggests nothing that is allowed, its last suggestion is taken at the gentlest
+    settings.
     """
     known = [(stage, space.default_genes(stage, sources)) for stage in space.stages]
     known += [(stage, genes) for stage in space.stages for genes in _best_before(stage, space, sources, knowledge)]
     for stage, genes in known:
         made = _made(stage, genes, space, sources, knowledge, seed)
-        if not _tried(configurations, stage, genes) and not forbidden(made.recipe, knowledge.limits):
+        if not tried(configurations, stage, genes) and not forbidden(made.recipe, knowledge.limits):
             return made
-    study = rebuilt(configurations, space, sources, seed)
+    study = rebuilt(configurations, space, sources, seed, knowledge.hints, sampler)
     for _ in range(MOST_ASKS):
         stage, genes = _suggested(study.ask(), space, sources)
         made = _made(stage, genes, space, sources, knowledge, seed)
-        if not _tried(configurations, stage, genes) and not forbidden(made.recipe, knowledge.limits):
+        if not tried(configurations, stage, genes) and not forbidden(made.recipe, knowledge.limits):
             return made
     return _made(stage, _gentlest(stage, genes, space, sources), space, sources, knowledge, seed)
 
 
-def rebuilt(configurations: Sequence[Configuration], space: Space, sources: Sequence[str], seed: int) -> Study:
+def rebuilt(
+    configurations: Sequence[Configuration], space: Space, sources: Sequence[str], seed: int,
+    hints: Sequence[Hint] = (), sampler: Sampler = Sampler.TPE,
+) -> Study:
     """The Optuna study that these configurations amount to: equal arguments suggest equal recipes.
 
-    What lies outside today's space (the settings changed) is left out; what failed counts as worst.
+    Its objective is the rank, so that hints from other models stand on the same scale. What lies outside today's space
+    (the settings changed) is left out; what failed counts as worst.
     """
     import optuna  # half a second: only when a new recipe is wanted
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=STARTUP_TRIALS)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    for configuration in configurations:
-        stage = configuration.recipe.stage
-        if stage not in space.stages:
+    study = optuna.create_study(direction="maximize", sampler=_sampler(sampler, seed))
+    found = ranks(configurations)
+    told = [(hint.stage, hint.genes, hint.rank, False) for hint in reversed(hints)]
+    told += [(c.recipe.stage, c.genes, found[c.id], c.failed is not None) for c in configurations if c.id in found]
+    for stage, genes, rank, failed in told:
+        if stage not in space.stages or not inside(genes, stage, space, sources):
             continue
-        genes = space.genes(stage, sources)
-        inside = genes.keys() == configuration.genes.keys() and all(
-            gene.holds(configuration.genes[name]) for name, gene in genes.items()
-        )
-        told = bool(configuration.values) or configuration.failed is not None
-        if not inside or not told:
-            continue
+        distributions = {name: _distribution(gene) for name, gene in space.genes(stage, sources).items()}
         study.add_trial(optuna.trial.create_trial(
-            state=optuna.trial.TrialState.PRUNED if configuration.failed else optuna.trial.TrialState.COMPLETE,
-            value=None if configuration.failed else configuration.values[-1],
-            params={"stage": str(stage), **configuration.genes},
-            distributions={"stage": _stages(space), **{name: _distribution(gene) for name, gene in genes.items()}},
+            state=optuna.trial.TrialState.PRUNED if failed else optuna.trial.TrialState.COMPLETE,
+            value=None if failed else rank,
+            params={"stage": str(stage), **genes},
+            distributions={"stage": _stages(space), **distributions},
         ))
     return study
+
+
+def ranks(configurations: Sequence[Configuration]) -> dict[str, float]:
+    """By id: how each configuration that was measured stands among them, above 0 and below 1; 0 for what failed."""
+    measured = sorted(
+        (c for c in configurations if c.own and c.failed is None), key=lambda c: (c.values[-1], c.id)
+    )
+    found = {c.id: 0.0 for c in configurations if c.failed is not None}
+    return found | {c.id: (place + 0.5) / len(measured) for place, c in enumerate(measured)}
+
+
+def inside(genes: Genes, stage: Stage, space: Space, sources: Sequence[str]) -> bool:
+    """Whether genes are a point of today's space."""
+    allowed = space.genes(stage, sources)
+    return genes.keys() == allowed.keys() and all(gene.holds(genes[name]) for name, gene in allowed.items())
+
+
+def tried(configurations: Sequence[Configuration], stage: Stage, genes: Genes) -> bool:
+    return any(c.recipe.stage is stage and dict(c.genes) == genes for c in configurations)
 
 
 def trimmed(configurations: Sequence[Configuration], ladder: Ladder) -> list[Configuration]:
@@ -200,18 +261,21 @@ def _made(
     return Configuration(digest_of([recipe.to_json(), seed])[:12], recipe, genes)
 
 
-def _tried(configurations: Sequence[Configuration], stage: Stage, genes: Genes) -> bool:
-    return any(c.recipe.stage is stage and dict(c.genes) == genes for c in configurations)
-
-
 def _best_before(stage: Stage, space: Space, sources: Sequence[str], knowledge: Knowledge) -> list[Genes]:
-    """The best recipe on earlier models, if it still lies in the space."""
-    allowed = space.genes(stage, sources)
-    inside = [
-        dict(genes) for genes in knowledge.best.get(stage, ())
-        if genes.keys() == allowed.keys() and all(gene.holds(genes[name]) for name, gene in allowed.items())
-    ]
-    return inside[:1]
+    """The best recipe on the most closely related model and the best one on any, if they still lie in the space."""
+    related = [hint.genes for hint in knowledge.hints if hint.stage is stage and hint.rank > 0.5]
+    found = []
+    for each in (related, knowledge.best.get(stage, ())):
+        found += [dict(genes) for genes in each if inside(dict(genes), stage, space, sources)][:1]
+    return found
+
+
+def _sampler(sampler: Sampler, seed: int) -> BaseSampler:
+    from optuna.samplers import RandomSampler, TPESampler
+
+    if sampler is Sampler.RANDOM:
+        return RandomSampler(seed=seed % 2**32)
+    return TPESampler(seed=seed % 2**32, n_startup_trials=STARTUP_TRIALS)
 
 
 def _suggested(trial: Trial, space: Space, sources: Sequence[str]) -> tuple[Stage, Genes]:

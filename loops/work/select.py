@@ -40,7 +40,8 @@ def select(spec: JobSpec, desk: Desk) -> Produced:
     sources, outputs = {}, {}
     for number, name in enumerate(names):
         desk.progress(number / len(names), name)
-        rows, report = selected([row for row in rows_in(desk.inputs[name]) if len(row) == 2], _filters(selection, scored, desk.device))
+        every = [row for row in rows_in(desk.inputs[name]) if len(row) == 2]
+        rows, report = selected(every, _filters(selection, scored, desk.device))
         sources[name.removeprefix("data:")] = report
         if rows:
             outputs[name] = _written(desk.folder / f"rows-{number}.jsonl", rows)

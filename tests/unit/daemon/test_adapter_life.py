@@ -110,7 +110,9 @@ class Life:
 
     def cycles(self, begun: Beginnings, count: int) -> Iterator[Outcome]:
         settings = load_settings(self.config)
-        loop = loops_of(settings, begun, lambda digest: depth_of(self.registry.path(begun.whole(digest))))
+        loop = loops_of(
+            settings, begun, lambda digest: depth_of(self.registry.path(begun.whole(digest))), lambda digest: (),
+        )
         house = House(self.ledger, self.runner, lambda: load_bounds(self.root / "bounds.toml"), "code", 7)
         for ordinal in range(count):
             working = str(self.ledger.channel(Channel.WORKING))

@@ -42,3 +42,12 @@ def test_two_merges_of_other_parents_differ_in_the_parent() -> None:
 
 def _numbers(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else [value]
+
+
+def test_a_recipe_says_how_far_it_goes_and_whose_child_it_is() -> None:
+    recipe = {"stage": "sft", "learning_rate": 2e-4, "adapter": {"kind": "lora"}}
+    change = {"recipe": recipe, "from_step": 34, "to_step": 100}
+    assert change_in_words(change) == "sft lr 0.0002 lora, steps 34-100"
+    assert change_in_words({**change, "parent": "0123456789ab"}) == (
+        "sft lr 0.0002 lora, steps 34-100, child of 0123456789ab"
+    )

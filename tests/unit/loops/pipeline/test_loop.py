@@ -7,7 +7,7 @@ import math
 import random
 import re
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 from synthetic import BUDGET, World
@@ -140,7 +140,7 @@ def test_a_clear_gain_is_promoted_and_a_loss_is_rejected(tmp_path):
 
 
 def test_survivors_go_on_from_their_checkpoint_and_no_step_is_trained_twice(world):
-    loop = pipeline(world, stages=(Stage.SFT,))
+    loop = pipeline(world, stages=(Stage.SFT,), children=0)
     for ordinal in range(14):
         world.cycle(loop, ordinal)
     walked: dict[str, list[tuple[int, int]]] = {}
@@ -150,6 +150,149 @@ def test_survivors_go_on_from_their_checkpoint_and_no_step_is_trained_twice(worl
         assert ("checkpoint" in spec.inputs) == (spec.params["from_step"] > 0)
     assert any(len(parts) > 1 for parts in walked.values())
     assert all(parts == [(0, 10), (10, 30), (30, 90)][: len(parts)] for parts in walked.values())
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_children_go_on_from_the_checkpoint_of_the_one_that_climbs_and_the_ledger_names_it(world, stage):
+    loop = pipeline(world, stages=(stage,), children=2)
+    for ordinal in range(16):
+        world.cycle(loop, ordinal)
+    cycles = [world.ledger.find_cycle(None, ordinal) for ordinal in range(16)]
+    changes = [cycle.candidate.change for cycle in cycles]
+    born = [change for change in changes if "parent" in change]
+    assert len(born) >= 2
+    for change in born:
+        stood = next(c for c in changes if c["config"] == change["parent"])
+        lesson = cycles[changes.index(stood)].outcome.lesson
+        if change["rung"] == stood["rung"] + 1 == change["inherited"]:
+            assert change["from_step"] == stood["to_step"]
+            assert [change[k] for k in ("model", "checkpoint")] == [lesson[k] for k in ("model", "checkpoint")]
+        assert change["recipe"]["adapter"] == stood["recipe"]["adapter"]
+        assert change["recipe"]["steps"] == stood["recipe"]["steps"]
+    by_config: dict[str, list[tuple[int, int]]] = {}
+    for change in changes:
+        by_config.setdefault(change["config"], []).append((change["from_step"], change["to_step"]))
+    for parts in by_config.values():
+        assert all(before[1] == after[0] for before, after in pairwise(parts))
+
+
+def test_a_child_whose_first_rung_a_budget_ended_goes_on_from_where_it_took_over(world):
+    loop = pipeline(world, stages=(Stage.SFT,))
+    ordinal, state = 0, loop.start()
+    while "parent" not in loop.propose(state, world.start, world.start, 0).change:
+        world.cycle(loop, ordinal)
+        ordinal, state = ordinal + 1, world.state(loop)
+    for budget in (replace(BUDGET, tokens=0), BUDGET):
+        world.cycle(loop, ordinal, budget=budget)
+        ordinal += 1
+    changes = [world.ledger.find_cycle(None, place).candidate.change for place in (ordinal - 2, ordinal - 1)]
+    assert changes[0]["config"] == changes[1]["config"]
+    assert changes[0]["from_step"] == changes[1]["from_step"]
+    assert changes[1]["to_step"] < changes[0]["to_step"] == changes[1]["rung_end"]
+    world.cycle(loop, ordinal)
+    found = next(c for c in world.state(loop)["studies"][0]["configurations"] if c["id"] == changes[0]["config"])
+    assert (found["timeouts"], len(found["values"])) == (0, 2)
+
+
+def test_a_child_that_diverged_teaches_a_limit_that_holds_for_the_next_ones(world):
+    def fail(spec):
+        if spec.kind == "train" and spec.params["from_step"] and spec.params["recipe"]["learning_rate"] > 1.02e-3:
+            raise JobFailed("Diverged: loss is nan at step 12")
+
+    world.runner.faults = fail
+    loop = pipeline(world, stages=(Stage.SFT,), children=2)
+    lowest = math.inf
+    for ordinal in range(30):
+        outcome = world.cycle(loop, ordinal)
+        change = world.ledger.find_cycle(None, ordinal).candidate.change
+        if change["rung"] == change.get("inherited", 0):                      # it begins here
+            assert change["recipe"]["learning_rate"] < lowest
+        if outcome.verdict is Verdict.CRASHED:
+            lowest = min(lowest, change["recipe"]["learning_rate"])
+    assert lowest < math.inf
+
+
+def test_each_ending_of_a_trial_stands_in_the_ledger_with_its_reason(world):
+    loop, endings = pipeline(world, stages=(Stage.SFT,), children=0), {}
+
+    def fail(spec):
+        if spec.kind == "train" and endings:
+            raise JobFailed(*next(iter(endings.values())))
+
+    world.runner.faults = fail
+    for ordinal, (reason, verdict) in enumerate([
+        ("OutOfMemoryError: CUDA out of memory", Verdict.CRASHED), ("Diverged: loss is nan at step 3", Verdict.CRASHED),
+        ("train: signal 9, in 3 attempts", Verdict.CRASHED), ("it took longer than 60 seconds", Verdict.TIMED_OUT),
+    ]):
+        endings = {ordinal: (reason, verdict)}
+        world.cycle(loop, ordinal)
+        cycle = world.ledger.find_cycle(None, ordinal)
+        row = next(r for r in world.ledger.rows(after=cycle.id) if r.cycle == cycle.id and r.verdict)
+        assert (row.verdict, reason in row.reason) == (str(verdict), True)
+    endings = {}
+    batch = loop.propose(world.state(loop), world.start, world.start, 0).change["recipe"]["batch"]
+    world.cycle(loop, 4, budget=replace(BUDGET, tokens=25 * batch))
+    stopped = world.ledger.find_cycle(None, 4).outcome.evidence["training"]["stopped"]
+    assert stopped == "no tokens"
+
+
+def test_an_early_stop_of_a_segment_stands_with_its_reason_in_the_segments_row(world):
+    why = "entropy fell under 25% of its start"
+    world.runner.adjust = lambda spec, values: {**values, "stopped": why} if spec.kind == "segment" else values
+    outcome = world.cycle(pipeline(world, stages=(Stage.GRPO,), rungs=1), 0)
+    assert outcome.verdict is Verdict.PROMOTED
+    parent = world.ledger.find_cycle(None, 0)
+    rows = [row for row in world.ledger.rows(after=parent.id) if row.loop == "reward" and row.verdict]
+    assert len(rows) == 6
+    assert all(row.evidence["stopped"] == why for row in rows)
+
+
+def test_a_study_of_a_related_model_begins_with_what_was_best_there_and_hears_of_the_rest(world):
+    lineage = {"f" * 64: [world.start], "e" * 64: []}
+    loop = replace(pipeline(world, stages=(Stage.SFT,), children=0), ancestors=lambda model: lineage.get(model, []))
+    for ordinal in range(8):
+        world.cycle(loop, ordinal)
+    state = world.state(loop)
+    told = state["studies"][0]["configurations"]
+    best = max(told, key=lambda c: c["values"][-1])
+    state = {**state, "best": {}}
+    out: list[Candidate] = []
+    for seed in range(2):
+        out.append(loop.propose(state, "f" * 64, "f" * 64, seed, out))
+    assert best["genes"] in [candidate.change["genes"] for candidate in out]
+    apart = [loop.propose(state, base, base, 7, [replace(c, change={**c.change, "study": base}) for c in out])
+             for base in ("f" * 64, "e" * 64)]
+    assert apart[0].change["genes"] != apart[1].change["genes"]                 # no relation, no hints
+
+
+def test_studies_that_leave_are_remembered_and_the_state_stays_small(world):
+    loop = replace(pipeline(world, stages=(Stage.SFT,)), ancestors=lambda model: [world.start])
+    state = loop.start()
+    for number in range(12):
+        base = f"{number:064d}"
+        for seed in range(40):
+            candidate = loop.propose(state, base, base, 100 * number + seed)
+            value = {"mean": 0.01 * (seed % 7), "n": 9, "p_value": 0.5}
+            step = candidate.change["to_step"]
+            lesson = {"reached": step, "trained": step, "model": "m" * 64, "checkpoint": "c" * 64}
+            outcome = Outcome(Verdict.REJECTED, "", None, {"comparison": value}, lesson)
+            state = json.loads(canonical(loop.learn(state, candidate, outcome)))
+    assert [memory["base"] for memory in state["memories"]] == [f"{number:064d}" for number in range(4, 10)]
+    assert len(canonical(state)) < 120_000
+
+
+def test_a_state_from_before_children_and_memories_is_still_understood(world):
+    loop = pipeline(world, stages=(Stage.SFT,), children=0)
+    for ordinal in range(5):
+        world.cycle(loop, ordinal)
+    state = world.state(loop)
+    old = json.loads(json.dumps(state))
+    del old["memories"]
+    for study in old["studies"]:
+        for configuration in study["configurations"]:
+            del configuration["parent"], configuration["inherited"]
+    for seed in range(3):
+        assert loop.propose(old, world.start, world.start, seed) == loop.propose(state, world.start, world.start, seed)
 
 
 def test_reinforcement_goes_in_segments_from_the_last_accepted_one(world):
@@ -414,17 +557,60 @@ def test_each_stage_goes_on_where_the_one_before_it_was_accepted(world):
     assert order == ["sft", "dpo", "grpo", "sft"]
 
 
-def test_a_second_timeout_gives_a_recipe_up_but_the_first_does_not(world):
+def test_a_third_timeout_in_a_rung_gives_a_recipe_up_and_those_before_halve_what_is_asked_for(world):
     def fail(spec):
         raise JobFailed("too slow", Verdict.TIMED_OUT)
 
     world.runner.faults = fail
     loop = pipeline(world, stages=(Stage.SFT,))
-    ids = []
-    for ordinal in range(3):
+    changes = []
+    for ordinal in range(4):
         world.cycle(loop, ordinal)
-        ids.append(world.ledger.find_cycle(None, ordinal).candidate.change["config"])
-    assert ids[0] == ids[1] != ids[2]
+        changes.append(world.ledger.find_cycle(None, ordinal).candidate.change)
+    assert len({change["config"] for change in changes[:3]}) == 1
+    assert changes[3]["config"] != changes[0]["config"]
+    assert [change["to_step"] for change in changes[:3]] == [10, 5, 3]
+    assert world.state(loop)["studies"][0]["configurations"][0]["failed"] == "TIMED_OUT: too slow"
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_rung_too_long_for_its_seconds_is_put_aside_and_walked_in_parts(world, stage):
+    def fail(spec):
+        steps = spec.params.get("steps") or spec.params.get("to_step", 0) - spec.params.get("from_step", 0)
+        if spec.kind in ("train", "prefer", "segment") and steps > 25:
+            raise JobFailed("it took longer than its 900 seconds", Verdict.TIMED_OUT)
+
+    world.runner.faults = fail
+    loop = pipeline(world, stages=(stage,), rungs=1, segment_steps=100)
+    changes, verdicts = [], []
+    for ordinal in range(8):
+        verdicts.append(world.cycle(loop, ordinal).verdict)
+        changes.append(world.ledger.find_cycle(None, ordinal).candidate.change)
+        first = world.state(loop)["studies"][0]["configurations"][0]
+        if first["values"]:
+            break
+    done = [change for change, verdict in zip(changes, verdicts, strict=False) if verdict is not Verdict.TIMED_OUT]
+    assert Verdict.TIMED_OUT in verdicts
+    assert all(before["to_step"] == after["from_step"] for before, after in pairwise(done))
+    assert (done[0]["from_step"], done[-1]["to_step"]) == (0, first["recipe"]["steps"])
+    assert (first["step"], len(first["values"]), first["timeouts"]) == (first["recipe"]["steps"], 1, 0)
+
+
+def test_a_job_is_given_no_more_seconds_than_the_budget_has_left(world):
+    given = []
+    run = world.runner.run
+
+    def watched(spec, *, timeout_seconds=None):
+        given.append((spec.kind, timeout_seconds))
+        return run(spec)
+
+    world.runner.run = watched
+    loop = pipeline(world, stages=(Stage.SFT,))
+    world.cycle(loop, 0, budget=replace(BUDGET, seconds=30.0))
+    assert [kind for kind, _ in given][:2] == ["train", "compare"]
+    assert all(0 < seconds <= 30.0 for _, seconds in given)
+    assert world.cycle(loop, 1, budget=replace(BUDGET, seconds=0.0)).verdict is Verdict.TIMED_OUT
+    assert "budget of 0 seconds is used up" in world.ledger.find_cycle(None, 1).outcome.reason
 
 
 def test_the_same_state_and_seed_give_the_same_candidate_also_after_json(world):
@@ -465,6 +651,8 @@ def test_settings_that_contradict_themselves_are_refused():
         PipelineSettings(eta=1)
     with pytest.raises(ValueError, match="level"):
         PipelineSettings(level=0.0)
+    with pytest.raises(ValueError, match="children must be between 0 and 2"):
+        PipelineSettings(children=3)
 
 
 @pytest.mark.parametrize(("settings", "words"), [

@@ -15,10 +15,13 @@ from loops.pipeline.space import Space
 from loops.pipeline.tuner import (
     MOST_CONFIGURATIONS,
     Configuration,
+    Hint,
     Knowledge,
     Ladder,
+    Sampler,
     fresh,
     paused,
+    ranks,
     rebuilt,
     survivor,
     trimmed,
@@ -127,6 +130,55 @@ def test_what_the_tuner_was_told_is_in_the_optuna_study_with_failures_as_worst()
     rebuilt_study = rebuilt([failed, *study[1:]], SPACE, SOURCES, 0)
     states = Counter(str(trial.state.name) for trial in rebuilt_study.trials)
     assert states == {"PRUNED": 1, "COMPLETE": len(study) - 1}
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_sampler_follows_from_the_study_and_the_seed_alone(sampler):
+    study, _ = walk(12)
+    made = [fresh(study, SPACE, SOURCES, NOTHING, seed, sampler) for seed in range(6)]
+    assert made == [fresh(study, SPACE, SOURCES, NOTHING, seed, sampler) for seed in range(6)]
+    assert len({c.id for c in made}) == 6
+
+
+def test_the_random_sampler_does_not_look_at_values_and_the_estimator_does():
+    study, _ = walk(25)
+    turned = [replace(c, values=tuple(-value for value in c.values)) for c in study]
+    for sampler, same in ((Sampler.RANDOM, True), (Sampler.TPE, False)):
+        drawn = [[fresh(each, SPACE, SOURCES, NOTHING, seed, sampler) for seed in range(8)] for each in (study, turned)]
+        assert (drawn[0] == drawn[1]) is same
+
+
+def test_ranks_are_between_0_and_1_in_the_order_of_values_and_failures_are_last():
+    study = [Configuration(str(i), SFT, {}, values=(float(i),)) for i in range(4)]
+    found = ranks([*study, replace(study[3], id="bad", failed="CRASHED"), Configuration("new", SFT, {})])
+    assert found == {"0": 0.125, "1": 0.375, "2": 0.625, "3": 0.875, "bad": 0.0}
+
+
+def test_hints_from_a_related_model_move_what_is_suggested_to_where_it_was_good():
+    sft = Space(stages=(Stage.SFT,))
+    span = sft.genes(Stage.SFT, SOURCES)["sft.learning_rate"]
+    default = sft.default_genes(Stage.SFT, SOURCES)
+    hints = []
+    for number in range(12):
+        rate = span.low * (span.high / span.low) ** (number / 11)
+        hints.append(Hint(Stage.SFT, {**default, "sft.learning_rate": rate}, 0.95 - 0.08 * number))
+    first = [Configuration("d", SFT, default), Configuration("b", SFT, hints[0].genes)]
+    middle = math.sqrt(span.low * span.high)
+    told = [fresh(first, sft, SOURCES, Knowledge({}, {}, [], hints), seed).recipe.learning_rate for seed in range(30)]
+    untold = [fresh(first, sft, SOURCES, NOTHING, seed).recipe.learning_rate for seed in range(30)]
+    assert sum(rate < middle for rate in told) > 24 > sum(rate < middle for rate in untold)
+
+
+def test_a_hint_is_not_taken_where_a_limit_forbids_it_or_the_space_has_changed():
+    genes = {**SPACE.default_genes(Stage.SFT, SOURCES), "sft.learning_rate": 5e-4}
+    knowledge = Knowledge({}, {}, [], [Hint(Stage.SFT, genes, 0.9)])
+    study = [fresh([], SPACE, SOURCES, NOTHING, 0)]
+    study.append(fresh(study, SPACE, SOURCES, NOTHING, 0))
+    assert fresh(study, SPACE, SOURCES, knowledge, 0).genes == genes
+    limit = taught(SPACE.recipe(Stage.SFT, genes, SOURCES, {}), "diverged")
+    made = fresh(study, SPACE, SOURCES, replace(knowledge, limits=[limit]), 0)
+    assert not forbidden(made.recipe, [limit])
+    assert fresh(study, SPACE, ["other"], knowledge, 0).genes.keys() != genes.keys()
 
 
 def test_configurations_outside_todays_space_are_left_out_of_the_study():

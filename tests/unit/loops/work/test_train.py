@@ -93,6 +93,28 @@ def test_two_rungs_end_where_one_run_ends(classroom: Path, tmp_path: Path, kind:
     assert hashes(second.outputs["model"])["model.safetensors"] == hashes(one.outputs["model"])["model.safetensors"]
 
 
+@pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "lora", "rank": 4, "alpha": 8.0}])
+def test_from_a_checkpoint_a_child_goes_on_with_the_rate_of_its_own_recipe_and_its_leaders_moments(
+    classroom: Path, tmp_path: Path, adapter: dict[str, Any]
+) -> None:
+    leader = train(train_spec(0, 4, adapter=adapter), desk(classroom, tmp_path / "leader"))
+    stood = load_file(leader.outputs["checkpoint"] / "weights.safetensors")
+
+    def moved(name: str, **genes: Any) -> dict[str, torch.Tensor]:
+        given = desk(classroom, tmp_path / name, model=leader.outputs["model"], checkpoint=leader.outputs["checkpoint"])
+        child = train(train_spec(4, 5, adapter=adapter, **genes), given)
+        weights = load_file(child.outputs["checkpoint"] / "weights.safetensors")
+        return {key: weights[key] - stood[key] for key in weights}
+
+    slow = moved("slow", learning_rate=5e-4, schedule="constant")
+    fast = moved("fast", learning_rate=1e-3, schedule="constant")
+    late = moved("late", learning_rate=1e-3, schedule="linear")              # 16 of the 18 steps after warm-up are left
+    assert any(bool(step.any()) for step in slow.values())
+    for key, step in fast.items():
+        assert torch.allclose(step, 2 * slow[key], rtol=0.02, atol=2e-7), key
+        assert torch.allclose(late[key], 16 / 18 * step, rtol=0.02, atol=2e-7), key
+
+
 def test_an_adapter_changes_linear_weights_only_and_merges_into_plain_names(classroom: Path, tmp_path: Path) -> None:
     adapter = {"kind": "lora", "rank": 4, "alpha": 8.0}
     made = train(train_spec(0, 4, adapter=adapter), desk(classroom, tmp_path))
