@@ -95,7 +95,7 @@ def run_trainer(trainer: Any) -> None:
 def reseed(seed: int) -> None:
     """As `torch.manual_seed`, which writes down the whole call stack for every device that is not in use."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 
