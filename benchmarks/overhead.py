@@ -2,10 +2,11 @@
 
 The job "train" as workers run it, with its look at every loss, its seeds and its checkpoints, beside SFTTrainer with
 nothing of ours: the same model, rows in the same order, optimiser and learning rates. And the job "segment" beside
-GRPOTrainer with the same questions and the same reward of the same verifier; replay, which is more training
-and no overhead, is off. Time runs from the end of the first optimiser step to the end of the last: loading,
-tokenising and what is written at the end are left out. Both take turns in one process on one thread, and which one goes
-first alternates; seconds of the clock and of the processor each give a figure.
+GRPOTrainer with the same questions, the same reward of the same verifier and the same random numbers, so that the same
+answers are sampled; replay, which is more training and no overhead, is off. Time runs from the end of the first
+optimiser step to the end of the last: loading, tokenising and what is written at the end are left out. Both take turns
+in one process on one thread, and which one goes first alternates; seconds of the clock and of the processor each give a
+figure.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from loops.work.pretrain import fresh_model, word_tokenizer
 from loops.work.reinforce import SPARE_TOKENS, Errand, segment
 from loops.work.rows import mixed, read_rows, tokenise
 from loops.work.train import train
-from loops.work.watch import CLIP
+from loops.work.watch import CLIP, reseed
 from safety.yardstick import bilingual
 from safety.yardstick.items import TaskSpec
 from safety.yardstick.tasks import NO_SEAL
 from state.jobs import Desk, JobSpec
-from state.records import JsonObject
+from state.records import JsonObject, seed_from
 
 GOAL = 1.05
 PAIRS = 5
@@ -59,7 +60,7 @@ Seconds = tuple[float, float]
 
 
 class Stopwatch(TrainerCallback):  # type: ignore[misc]
-    """When each of so many steps ended."""
+    """When each of so many steps ended. To a trainer it gives the random numbers that a job draws in each step."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.steps = recipe.steps
@@ -70,6 +71,9 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.mark()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        reseed(seed_from(SEED, "step", state.global_step))
 
     @property
     def between(self) -> Seconds:
