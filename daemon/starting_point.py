@@ -71,7 +71,7 @@ guard_margin = 0.03                       # loss on a guard that is borne there
 [pipeline]
 stages = ["sft", "grpo"]                  # in the order in which each goes on from what the one before it gained; "dpo"
 #                                         # too, between them, once pipeline.stages of bounds.toml allows it
-children = 1                              # of eta recipes at the end of a rung one goes on; this many others become
+children = 0                              # of eta recipes at the end of a rung one goes on; this many others become
 #                                         # children of it, which go on from its checkpoint with mutated settings
 sampler = "tpe"                           # tpe or random: where new recipes come from
 # pair_prompts = 128                      # dpo: search items that a model answers to make pairs of its own; 0: none

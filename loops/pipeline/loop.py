@@ -64,7 +64,7 @@ class PipelineSettings:
     ranges: Ranges = RANGES
     eta: int = 3
     rungs: int = 3
-    children: int = 1
+    children: int = 0
     sampler: Sampler = Sampler.TPE
     segment_steps: int = 24
     pair_prompts: int = 128
