@@ -1,7 +1,7 @@
 """Which training data a model saw, and how much: told from the rows of its lineage. Pure; standard library only.
 
-A model saw what it and every model that it was made from were trained on, each run counted once. A run is a row of
-supervised training, or a segment of reinforcement with the rows that it learned again and the prompts it asked.
+A model saw what it and every model that it was made from were trained on, each run counted once. A run is a rung, of
+reinforcement with the rows that its segments learned again and the prompts they asked.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from daemon.words import change_in_words, model_name
 from loops.pipeline.recipe import OWN
 from state.reading import Reading
-from state.records import Event, JsonObject, Row, Verdict
+from state.records import Event, JsonObject, LoopName, Row, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,8 @@ def _begun(reading: Reading, row: Row | None) -> JsonObject:
     change = next((change for change in changes if "study" in change), None)
     if row is None or row.base is None or change is None or change["study"] == row.base:
         return {}
-    return {} if any(each.event == Event.CLOSED for each in reading.rows_with_result(row.base)) else change
+    known = [each for each in reading.rows_with_result(row.base) if each.event == Event.CLOSED]
+    return {} if any(each.loop != LoopName.REWARD for each in known) else change
 
 
 def _made_from(row: Row | None) -> Iterator[str]:
@@ -156,5 +157,7 @@ def _data(origin: Row) -> dict[str, str]:
 
 
 def _maker(made: Sequence[Row]) -> Row | None:
-    """The innermost cycle out of which a model came: the one that says most of how it was made."""
-    return max(made, key=lambda row: (row.parent is not None, -row.id), default=None)
+    """The cycle out of which a model came that says most of how it was made: the pipeline's before the one around it,
+    and before that of a single segment, which tells of nothing that was trained before it.
+    """
+    return max(made, key=lambda row: (row.loop == LoopName.PIPELINE, row.parent is not None, -row.id), default=None)

@@ -51,7 +51,8 @@ class Findings:
         if file.is_file():
             body = json.loads(file.read_text())
             right = {task.name: body["right"][task.name] for task in world.tasks}
-            return Finding(right, Climb(**body["climb"]), body["seconds"])
+            climb = Climb(**{**body["climb"], "by_source": tuple(body["climb"]["by_source"])})
+            return Finding(right, climb, body["seconds"])
         with TemporaryDirectory(prefix="kaizend-study-") as scratch:
             workshop = Workshop(Path(scratch), dict(world.folders))
             began = time.monotonic()

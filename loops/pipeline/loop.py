@@ -184,8 +184,9 @@ class PipelineLoop:
             "reached": values["reached"], "complete": values["reached"] >= recipe["steps"],
             "comparison": comparison, "training": values["training"],
         }
-        if values["data"]:
+        if values["data"] or "prompts" in values:
             evidence["data"] = values["data"]
+        evidence |= {key: values[key] for key in ("tasks", "prompts") if key in values}
         lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources")}
         lesson |= {key: values[key] for key in ("pairs", "hopeless") if key in values}
         lesson |= {"weighed": values.get("weighed", {}), "data": values["data"]}
@@ -391,6 +392,8 @@ class PipelineLoop:
             raise JobFailed("the budget has no trial left for a reinforcement segment", Verdict.TIMED_OUT)
         model, checkpoint, trained = change["model"], change["checkpoint"], change["trained"]
         reached, to_step, verdicts, last = change["from_step"], change["to_step"], [], None
+        replayed: JsonObject = {}
+        prompts = 0
         while reached < to_step and bench.left.trials > 0 and bench.left.tokens > 0:
             steps = min(self.settings.segment_steps, to_step - reached)
             segment = self.inner.on({
@@ -408,6 +411,8 @@ class PipelineLoop:
             if last.lesson.get("sound"):
                 model, checkpoint = last.lesson["model"], last.lesson["checkpoint"]
                 trained += last.lesson["steps"]                     # fewer than asked for where it stopped early
+                replayed = _added(replayed, last.evidence.get("data") or {})
+                prompts += last.evidence.get("prompts") or 0
             if cut:
                 break
         failed = {Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.REFUSED}
@@ -417,8 +422,8 @@ class PipelineLoop:
                 Verdict.CRASHED if last and last.verdict is not Verdict.TIMED_OUT else Verdict.TIMED_OUT,
             )
         return {
-            "model": model, "checkpoint": checkpoint, "reached": reached, "trained": trained, "sources": {},
-            "training": {"segments": verdicts},
+            "model": model, "checkpoint": checkpoint, "reached": reached, "trained": trained, "sources": replayed,
+            "tasks": [task["name"] for task in self.targets], "prompts": prompts, "training": {"segments": verdicts},
         }
 
 
@@ -471,7 +476,7 @@ def _ranked(entries: Sequence[JsonObject], configuration: Configuration, gain: f
 
 def _told(trained: JsonObject, sources: Mapping[str, str | None], selected: JsonObject) -> JsonObject:
     """{source: {"digest", "rows", "tokens"}} of what was trained on here, and "selected" of every source: what the
-    selection kept and dropped. What a segment learned again is told by its own cycle.
+    selection kept and dropped.
     """
     used = {name: report for name, report in trained.items() if report["tokens"]}
     return {

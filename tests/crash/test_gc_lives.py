@@ -142,7 +142,7 @@ def test_after_a_life_that_is_over(over: Victim, record_property: Callable[[str,
 
 
 @pytest.mark.parametrize("moment", [
-    *(f"jobbook.finished.after:{n}" for n in (6, 9, 13, 22, 27, 32, 35, 38)), "ledger.open.after:3",
+    *(f"jobbook.finished.after:{n}" for n in (6, 9, 13, 22, 27, 30, 32, 35)), "ledger.open.after:3",
     "ledger.close.before:2", "registry.adopt.renamed:9", "ledger.append.after:3", "watch.dealt:1", "watch.looked:2",
     "watch.looked:4",
 ])

@@ -102,7 +102,7 @@ def test_a_forged_release_whose_hashes_were_made_to_fit_does_not_follow_from_its
 
 
 def test_a_channel_that_nobody_moved_is_found(life: Path) -> None:
-    tampered(life, f"UPDATE channels SET digest = '{channels(life)['working']}' WHERE name = 'stable'")
+    tampered(life, f"UPDATE channels SET digest = '{rows(life)[0].result}' WHERE name = 'stable'")
     assert "stable points at" in problems(life)
 
 

@@ -65,7 +65,7 @@ def test_a_run_on_a_trained_model_adds_to_what_it_saw(world: World) -> None:
     assert found["tasks"] == ["t"]
     assert found["prompts"] == 12 * GRPO.batch
     assert amounts(found)["a"] == (160 + 12 * 48, 1600 + 12 * 480)
-    assert len(found["runs"]) == 3
+    assert len(found["runs"]) == 2
 
 
 def test_rungs_that_left_no_model_in_force_are_counted_with_the_one_that_did(tmp_path: Path) -> None:

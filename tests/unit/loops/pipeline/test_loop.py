@@ -100,7 +100,7 @@ def test_what_a_recipe_selects_is_what_is_trained_on_and_learned_again(world, st
     told = outcome.evidence["data"]["a"]
     assert told["digest"] == chosen["data:a"]
     assert told["selected"] == {"rows": 100, "kept": 90, "dropped": {"duplicate": 10}}
-    assert bool(told["tokens"]) == (stage is Stage.SFT)
+    assert told["tokens"] > 0
 
 
 def test_only_a_band_of_perplexity_asks_the_base_of_the_study(world):
@@ -177,7 +177,7 @@ def test_children_go_on_from_the_checkpoint_of_the_one_that_climbs_and_the_ledge
 
 
 def test_a_child_whose_first_rung_a_budget_ended_goes_on_from_where_it_took_over(world):
-    loop = pipeline(world, stages=(Stage.SFT,))
+    loop = pipeline(world, stages=(Stage.SFT,), children=1)
     ordinal, state = 0, loop.start()
     while "parent" not in loop.propose(state, world.start, world.start, 0).change:
         world.cycle(loop, ordinal)
