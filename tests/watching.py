@@ -84,6 +84,13 @@ def in_flight(folder: Path) -> list[int]:
         return [cycle.id for cycle in reading.open_cycles()]
 
 
+def previous(folder: Path) -> str:
+    """What was stable before the last release."""
+    before = [row.base for row in rows(folder) if row.event == "release" and row.verdict == "PROMOTED"][-1]
+    assert before
+    return before
+
+
 def links_agree(folder: Path) -> bool:
     """Whether both links point at what the channels table says."""
     return all((folder / "var" / name).resolve().name == digest for name, digest in channels(folder).items())

@@ -10,7 +10,7 @@ from pathlib import Path
 import miniature
 import pytest
 from court import canned_court
-from watching import asked, channels, complaint, kaizend, links_agree, rows
+from watching import asked, channels, complaint, kaizend, links_agree, previous, rows
 
 from safety.release import nominate
 from safety.rollback import rollback
@@ -21,13 +21,6 @@ from state.registry import Registry
 
 LIMIT_SECONDS = 5.0
 HEAVY = {"torch", "transformers", "numpy", "optuna", "alembic", "apscheduler", "structlog"}
-
-
-def previous(folder: Path) -> str:
-    """What was stable before the last release."""
-    released = [row for row in rows(folder) if row.event == "release" and row.verdict == "PROMOTED"]
-    assert released[-1].base
-    return released[-1].base
 
 
 def roll_back(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
