@@ -1,7 +1,8 @@
 """Which training data a model saw, and how much: told from the rows of its lineage. Pure; standard library only.
 
-A model saw what it and every model that it was made from were trained on, each run counted once. A run is a rung, of
-reinforcement with the rows that its segments learned again and the prompts they asked.
+A model saw what it and every model that it was made from were trained on, each run counted once. A run is a rung, one
+of reinforcement with the rows that its segments learned again and the prompts they asked. Of rungs that left no row
+rows and tokens are counted, prompts are not.
 """
 
 from __future__ import annotations
