@@ -8,7 +8,6 @@ and starting again continues.
 
 from __future__ import annotations
 
-import gc
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Final
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from daemon import heap
 from daemon.control import ControlServer
 from daemon.logs import Log
 from daemon.notify import Notifier
@@ -65,8 +65,7 @@ class Service:
     def run(self) -> int:
         """Run until stopped. Returns the exit code."""
         self._catch_signals()
-        gc.collect()
-        gc.freeze()                                         # so that looking for garbage takes no time from here on
+        heap.settle()
         with ControlServer(self.works.places.socket, self.answer):
             self.scheduler.add_job(self.tick, "interval", seconds=TICK_SECONDS, id=TICK)
             self.scheduler.start()
@@ -93,7 +92,7 @@ class Service:
                 while tasks or not self._finished():
                     self._reload()
                     self._keep_up()
-                    gc.collect()                            # a heap that grew for garbage would not shrink again
+                    heap.trim()
                     while len(tasks) < self.workers and (task := self._next(tasks.values())):
                         tasks[threads.submit(task[1])] = task[0]
                         self.beat = time.monotonic()

@@ -232,7 +232,7 @@ def main() -> int:
         make_models(base / "trained")
         if shim is not None:
             os.environ["LD_PRELOAD"] = str(shim)
-        os.environ["MALLOC_ARENA_MAX"] = "1"                                # as in the service's unit
+        os.environ |= {"MALLOC_ARENA_MAX": "1", "PYTHONMALLOC": "malloc"}   # as in the service's unit
         with Unit(frozen_house(base / "house"), base / "unit.sock") as unit:
             soak = Soak(Life(unit.house, copy_of(base / "trained", base / "life"), unit, ENDLESS), unit,
                         random.Random(seed))
