@@ -81,7 +81,8 @@ def task_arithmetic(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[f
 
 def sparse_sum(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], prune: Prune) -> Tensor:
     """base + sum_i w_i prune(delta_i): linear joining."""
-    return base.float() + linear([prune(delta, place) for place, delta in enumerate(deltas(base, tensors))], weights)
+    base = base.float()
+    return base + linear([prune(delta, place) for place, delta in enumerate(deltas(base, tensors))], weights)
 
 
 def sign_elected(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], prune: Prune) -> Tensor:
@@ -89,9 +90,10 @@ def sign_elected(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[floa
 
     TIES (arXiv 2306.01708) with its scale taken into the weights, so that they amplify here as elsewhere.
     """
+    base = base.float()
     terms = [prune(delta, place) * weights[place] for place, delta in enumerate(deltas(base, tensors))]
     sign, agreeing = elected(terms)
-    return base.float() + sign * (total(agreeing) / total([each.sign() for each in agreeing]).clamp(min=1.0))
+    return base + sign * (total(agreeing) / total([each.sign() for each in agreeing]).clamp(min=1.0))
 
 
 def elected(terms: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -111,4 +113,5 @@ def divided(tensor: Tensor, by: float) -> Tensor:
 
 
 def deltas(base: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.float() - base.float() for tensor in tensors]
+    base = base.float()
+    return [tensor.float() - base for tensor in tensors]

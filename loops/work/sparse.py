@@ -19,6 +19,7 @@ from torch import Tensor
 from loops.work.joining import Inputs, Join, Prune, blocks, deltas, divided, elected, linear, matrix, total
 
 SAMPLE = 1 << 18        # entries that tell about where a number of some rank lies
+LEVELS = 1 << 16        # of a number drawn for a mask
 
 
 def at_rank(pieces: Callable[[], Iterator[Tensor]], entries: int, rank: int) -> float:
@@ -109,14 +110,17 @@ def _from(delta: Tensor, size: float) -> Tensor:
 
 
 def dropped(inputs: Inputs) -> Prune:
-    """DARE (arXiv 2311.03099): a Bernoulli(density) mask, divided by the density. Masks are drawn on the CPU."""
+    """DARE (arXiv 2311.03099): a Bernoulli(density) mask, divided by the density. Masks are drawn on the CPU.
+
+    The chance is the density rounded up to a multiple of 2^-16.
+    """
     density, draws = inputs.genes["density"], _draws(inputs.seeds)
 
     def prune(delta: Tensor, place: int) -> Tensor:
         if density[place] >= 1.0:
             return delta
-        kept: Tensor = draws(delta, place) < density[place]
-        return divided(delta, density[place]) * kept
+        kept = draws(delta, place) <= math.ceil(density[place] * LEVELS) - 1
+        return divided(delta, density[place]) * torch.from_numpy(kept.astype(np.float32)).to(delta.device)
 
     return prune
 
@@ -138,7 +142,8 @@ def dropped_by_rank(inputs: Inputs) -> Prune:
         least = density[place] - (around[place] if delta.shape[1] > 1 else 0.0)
         ladder = torch.arange(delta.shape[1], dtype=torch.float32, device=delta.device) * step + least
         chance = torch.empty_like(delta).scatter_(1, by_size(delta), ladder.expand_as(delta))
-        return delta / chance * (draws(delta, place) < chance)
+        drawn = torch.from_numpy(draws(delta, place).astype(np.float32)).to(delta.device)
+        return delta / chance * (drawn < chance * LEVELS)
 
     return prune
 
@@ -154,10 +159,21 @@ def by_size(delta: Tensor) -> Tensor:
     return ordered & 0xFFFFFFFF
 
 
-def _draws(seeds: Sequence[int]) -> Callable[[Tensor, int], Tensor]:
-    """Numbers in [0, 1) for each entry of a block, one row of them for each parent, the same however it is cut up."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return lambda delta, place: torch.rand(delta.shape, generator=generators[place]).to(delta.device)
+def _draws(seeds: Sequence[int]) -> Callable[[Tensor, int], NDArray[np.uint16]]:
+    """Numbers below `LEVELS` for each entry of some rows, all equally likely, from an SFC64 for each parent.
+
+    Every row begins with a 64-bit number of its own and takes four from each, so they are the same however the rows are
+    cut up.
+    """
+    streams = [np.random.SFC64(seed) for seed in seeds]
+
+    def draws(delta: Tensor, place: int) -> NDArray[np.uint16]:
+        rows, columns = delta.shape
+        words = -(-columns // 4)
+        drawn: NDArray[np.uint16] = streams[place].random_raw(rows * words).view(np.uint16)
+        return drawn.reshape(rows, 4 * words)[:, :columns]
+
+    return draws
 
 
 def sce(inputs: Inputs) -> Join:
