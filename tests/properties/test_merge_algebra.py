@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loops.architecture.genome import Definition, Operator
-from loops.work import joining, merge
+from loops.work import joining, merge, sparse
 from loops.work.build import composed
 from safety.operators import OPERATORS
 
@@ -313,6 +313,19 @@ def test_masks_differ_between_tensors_and_between_parents() -> None:
                 (("x", left), ("y", right))}
         assert not torch.equal(gone["x"][NAMES[0]], gone["y"][NAMES[0]])
         assert not torch.equal(gone["x"][NAMES[0]], gone["x"][NAMES[1]])
+
+
+@pytest.mark.parametrize("density", [0.03, 0.5, 0.9999])
+@pytest.mark.parametrize("prune", [sparse.dropped, sparse.dropped_by_rank])
+def test_masks_keep_each_column_as_often_as_the_density_says(
+    prune: Callable[[joining.Inputs], joining.Prune], density: float
+) -> None:
+    rows, columns = 30_000, 7
+    ones = torch.ones(rows, columns)
+    kept = prune(joining.Inputs(torch.zeros_like(ones), [ones], {"density": [density], "epsilon": 0.0}, [1]))(ones, 0)
+    error = (density * (1.0 - density) / rows) ** 0.5 / density
+    assert torch.allclose(kept.mean(0), torch.ones(columns), rtol=0.0, atol=4.5 * error + 2.0**-16 / density)
+    assert float(kept.max()) == pytest.approx(1.0 / density)
 
 
 def replace_weights(change: dict[str, Any], share: list[float]) -> dict[str, Any]:
