@@ -74,7 +74,7 @@ def _places(prompt: str, completion: str, reference: str | None, siblings: Seque
     if reference is None:
         return NEUTRAL
     mine, theirs = _units(completion, reference), _units(reference, reference)
-    hits = sum(map(eq, mine, theirs))
+    hits: int = sum(map(eq, mine, theirs))
     return hits / max(len(mine), len(theirs), 1)
 
 
