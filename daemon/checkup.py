@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from daemon.energy import energy_in_words
@@ -29,7 +28,7 @@ from daemon.wiring import device_of
 from loops.reward import catalogue
 from loops.reward.catalogue import sources
 from loops.reward.features import LEARNED
-from loops.reward.levels import configs_of
+from loops.reward.levels import at_level, configs_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.licences import licences_of
@@ -169,7 +168,7 @@ def _levels(settings: Settings, tasks: tuple[TaskSpec, ...]) -> Iterator[Finding
         for number, config in enumerate(configs_of(task.to_json(), listed)[:-1], start=1):
             what = f"level {number} of {len(listed) + 1}"
             try:
-                level = replace(task, source={**task.source, "config": config})
+                level = at_level(task, config)
                 problem = junk_paid(level, draw_some(level, FIRST_ITEMS, 0))
             except TaskError as error:
                 yield "level", False, f"{task.name}, {what}: {error}"

@@ -9,10 +9,11 @@ Only the questions change: the probe of q, comparisons and the sealed items keep
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Final
 
-from safety.yardstick.items import TaskSpec
+from safety.yardstick.items import TaskError, TaskSpec
 from state.records import JsonObject, digest_of
 
 USEFUL: Final = 0.16
@@ -46,6 +47,11 @@ def unfit(levels: Levels, tasks: Iterable[TaskSpec]) -> str | None:
         if task.source["kind"] != GENERATED:
             return f"levels.{name}: a task of the kind {task.source['kind']} has no levels, only {GENERATED} has"
         configs = configs_of(task.to_json(), listed)
+        try:
+            for config in configs:
+                at_level(task, config)
+        except TaskError as error:
+            return f"levels.{name}: {error}"
         for number, (easier, harder) in enumerate(pairwise(configs), start=1):
             if easier == harder:
                 following = f"level {number + 1}" if number < len(listed) else "the task's own config"
@@ -57,6 +63,11 @@ def configs_of(task: JsonObject, levels: Sequence[Mapping[str, Any]]) -> list[Js
     """The configs of a target's levels, its own last."""
     own = dict(task["source"].get("config") or {})
     return [*({**own, **level} for level in levels), own]
+
+
+def at_level(task: TaskSpec, config: Mapping[str, Any]) -> TaskSpec:
+    """The task with another config of its generator. Raises TaskError."""
+    return replace(task, source={**task.source, "config": dict(config)})
 
 
 def chosen(levels: Levels, targets: Iterable[JsonObject], state: JsonObject) -> JsonObject:
@@ -79,11 +90,12 @@ def chosen(levels: Levels, targets: Iterable[JsonObject], state: JsonObject) -> 
 
 def _place(seen: Sequence[Sequence[float] | None], segments: int) -> int:
     """Which level to ask, by (success, after which segment) of each that was asked before: the hardest that is useful,
-    else the one with most spread. Harder than the next one to what was asked is none.
+    else the one with most spread. One step beyond what is known is the hardest that is tried.
     """
     known = [each[0] if each and segments - each[1] < KNOWN_SEGMENTS else None for each in seen]
-    hardest = max((place for place, each in enumerate(seen) if each), default=-1)
-    within = range(min(hardest + 1, len(seen) - 1) + 1)
+    once = max((place for place, each in enumerate(seen) if each), default=0)
+    hardest = max((place + 1 for place, success in enumerate(known) if success is not None), default=once)
+    within = range(min(hardest, len(seen) - 1) + 1)
     spread = {place: _spread(_expected(known, place)) for place in within}
     useful = [place for place in within if spread[place] >= USEFUL]
     return max(useful) if useful else max(within, key=lambda place: (spread[place], known[place] is not None, place))

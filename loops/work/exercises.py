@@ -7,10 +7,11 @@ any loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
 
+from loops.reward.levels import at_level
 from loops.work.marking import Question
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import encode_items
@@ -61,11 +62,6 @@ def set_exercises(
         for item, (prompt, _), (task, _) in zip(items, ids, turns, strict=False)
     ]
     return Exercises(questions, probe, max(len(answer) for _, answer in ids))
-
-
-def at_level(task: TaskSpec, config: Mapping[str, Any]) -> TaskSpec:
-    """The task with another config of its generator."""
-    return replace(task, source={**task.source, "config": dict(config)})
 
 
 def plain(tokenizer: Any) -> Any:
