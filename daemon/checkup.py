@@ -28,6 +28,7 @@ from daemon.wiring import device_of
 from loops.reward import catalogue
 from loops.reward.catalogue import sources
 from loops.reward.features import LEARNED
+from loops.reward.levels import at_level, configs_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.licences import licences_of
@@ -58,7 +59,8 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
         ("configuration", True, str(places.config)), ("bounds", True, str(places.bounds)),
         *_packages(), *_models(settings, root, bounds), *_data(settings, root),
         *_sources(settings, places),
-        *_verifiers(settings, places), *_features(settings, bounds), *_stages(settings, bounds),
+        *_verifiers(settings, places), *_levels(settings, tasks), *_features(settings, bounds),
+        *_stages(settings, bounds),
         *_tasks(tasks, bounds), *_searched_guards(settings, places),
         *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places, bounds), *_sandbox(settings, places.state, bounds),
@@ -157,6 +159,21 @@ def _verifiers(settings: Settings, places: Places) -> Iterator[Finding]:
         yield "verifier", problem is None, problem or (
             f"{task.name}: {task.verifier} is right about the references of {tried} items, and pays for no junk{second}"
         )
+
+
+def _levels(settings: Settings, tasks: tuple[TaskSpec, ...]) -> Iterator[Finding]:
+    """Whether the levels of difficulty can be asked, and what the verifiers say to junk there."""
+    for task in tasks:
+        listed = settings.reward.levels.get(task.name, ())
+        for number, config in enumerate(configs_of(task.to_json(), listed)[:-1], start=1):
+            what = f"level {number} of {len(listed) + 1}"
+            try:
+                level = at_level(task, config)
+                problem = junk_paid(level, draw_some(level, FIRST_ITEMS, 0))
+            except TaskError as error:
+                yield "level", False, f"{task.name}, {what}: {error}"
+                continue
+            yield "level", problem is None, f"{what}: {problem}" if problem else f"{task.name}, {what}: can be asked"
 
 
 def _features(settings: Settings, bounds: Bounds) -> Iterator[Finding]:

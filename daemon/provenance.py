@@ -18,7 +18,8 @@ from state.records import Event, JsonObject, LoopName, Row, Verdict
 class Descent:
     """One model of a lineage: the row of the cycle that made it (None for the operator's own), the models it was made
     from (of an operator's adapter its base) and the training data it has met, by their names in kaizend.toml. `earlier`
-    is the data of rungs before its own that left no model in the ledger: then its parent is where the first began.
+    is the data of rungs before its own that left no model in the ledger, and `asked` what those were reinforced on:
+    then its parent is where the first began.
     """
 
     model: str
@@ -26,6 +27,7 @@ class Descent:
     parents: tuple[str, ...]
     data: tuple[str, ...]
     earlier: JsonObject = field(default_factory=dict)
+    asked: JsonObject = field(default_factory=dict)
 
     @property
     def made(self) -> str:
@@ -102,7 +104,8 @@ def ancestry(reading: Reading, digest: str) -> list[Descent]:
         begun = _begun(reading, row)
         made_from = [begun["study"]] if begun else _made_from(row)
         parents = tuple(parent for parent in dict.fromkeys([*given, *made_from]) if parent != model)
-        found.append(Descent(model, row, parents, tuple(_met(row, known)), begun.get("seen", {})))
+        earlier, asked = begun.get("seen", {}), begun.get("asked", {})
+        found.append(Descent(model, row, parents, tuple(_met(row, known)), earlier, asked))
         queue += [parent for parent in parents if parent not in seen]
         seen.update(parents)
     return found
@@ -110,7 +113,8 @@ def ancestry(reading: Reading, digest: str) -> list[Descent]:
 
 def _begun(reading: Reading, row: Row | None) -> JsonObject:
     """The recipe's change where the row goes on from a rung that left no row of its own: its incumbent was better. It
-    says with which model the recipe began ("study") and what data it had seen before ("seen"). Else {}.
+    says with which model the recipe began ("study"), what data it had seen before ("seen") and what it had been asked
+    ("asked"). Else {}.
     """
     around = reading.row(row.parent) if row and row.parent is not None else None
     changes = [each.change for each in (row, around) if each and isinstance(each.change, dict)]

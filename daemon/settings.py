@@ -19,6 +19,7 @@ from daemon.places import read_toml
 from loops.architecture.settings import ArchitectureSettings
 from loops.pipeline.loop import PipelineSettings
 from loops.pipeline.recipe import OWN, Stage
+from loops.reward.levels import unfit
 from loops.reward.loop import RewardSettings
 from safety.operators import MOST_PARENTS
 from safety.yardstick.items import TaskError, TaskSpec
@@ -117,6 +118,8 @@ def load_settings(path: Path) -> Settings:
         raise UserError(f"{path}: tasks: {error}") from error
     if misfit := settings.architecture.misfit(len(settings.models.parents)):
         raise UserError(f"{path}: architecture.operators: {misfit} as in models.parents")
+    if wrong := unfit(settings.reward.levels, specs):
+        raise UserError(f"{path}: reward.{wrong}")
     if OWN in settings.data and Stage.DPO in settings.pipeline.stages:
         raise UserError(f"{path}: data.{OWN}: this name is kept for the pairs that a model makes itself")
     names = [spec.name for spec in specs]

@@ -89,6 +89,9 @@ learned = false                           # true: a reward model, trained on rig
                                           # own, may be one of the features; bounds.toml's reward.features must name it
 # learned_every = 8                       # segments (in which success is rare) until it is trained anew
 # pair_prompts = 256                      # prompts that are answered for its pairs, each eight times
+# [reward.levels]                         # easier configs of a target's generator, from easy to hard: reinforcement
+#                                         # asks at the level that teaches most; judged is the target as it is
+# sums = [{ max_digits = 1 }, { max_digits = 2 }]
 """
 
 

@@ -37,7 +37,7 @@ def change_in_words(change: JsonObject) -> str:
         shaping = change["shaping"] or {}
         weights = {name: value for name, value in (shaping.get("weights") or {}).items() if value}
         paid = ", ".join(f"{name} {value:.2f}" for name, value in weights.items())
-        return f"segment, shaping by {paid}" if paid else "segment, zero shaping"
+        return (f"segment, shaping by {paid}" if paid else "segment, zero shaping") + _levels_in_words(change)
     if "recipe" in change:
         recipe = change["recipe"]
         parts = [recipe.get("stage", "?"), f"lr {recipe.get('learning_rate', 0):.2g}"]
@@ -54,6 +54,14 @@ def change_in_words(change: JsonObject) -> str:
     if kind == "keep":
         return "train the incumbent"
     return str(kind) if kind else ""
+
+
+def _levels_in_words(change: JsonObject) -> str:
+    levels = change.get("levels")
+    return "".join(
+        f", {task} at level {level.get('level')} of {level.get('of')}"
+        for task, level in levels.items() if isinstance(level, dict)
+    ) if isinstance(levels, dict) else ""
 
 
 def story(row: Row, rows: Sequence[Row], inside: Sequence[JsonObject]) -> str:

@@ -108,7 +108,11 @@ class SyntheticRunner:
             "rank_correlation": 0.4, "q_before": [before + n for n in noise],
             "q_after": [after + n + draw.gauss(0, 0.005) for n in noise], "kl": 0.1, "steps": steps,
             "cut": asked - steps, "stopped": "no tokens" if steps < asked else None, "tokens": tokens,
-            "prompts": recipe["batch"] * steps, "replayed": {
+            "prompts": recipe["batch"] * steps, "asked": {
+                task["name"]: {"prompts": len(range(number, recipe["batch"] * steps, len(spec.params["tasks"]))),
+                               "success": before}
+                for number, task in enumerate(spec.params["tasks"])
+            }, "replayed": {
                 name[5:]: {"rows": 48 * steps, "tokens": 480 * steps} for name in spec.inputs if name[:5] == "data:"
             },
         }

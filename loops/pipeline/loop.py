@@ -150,6 +150,8 @@ class PipelineLoop:
             change["pairs"] = chosen.pairs
         if chosen.seen:
             change["seen"] = chosen.seen
+        if chosen.asked:
+            change["asked"] = chosen.asked
         if self._is_weighed(chosen, configurations):
             change["weigh"] = True
         if chosen.parent is not None:
@@ -186,10 +188,10 @@ class PipelineLoop:
         }
         if values["data"] or "prompts" in values:
             evidence["data"] = values["data"]
-        evidence |= {key: values[key] for key in ("tasks", "prompts") if key in values}
+        evidence |= {key: values[key] for key in ("tasks", "prompts", "asked") if key in values}
         lesson = {key: values[key] for key in ("model", "checkpoint", "reached", "trained", "sources")}
         lesson |= {key: values[key] for key in ("pairs", "hopeless") if key in values}
-        lesson |= {"weighed": values.get("weighed", {}), "data": values["data"]}
+        lesson |= {"weighed": values.get("weighed", {}), "data": values["data"], "asked": values.get("asked", {})}
         if lesson["weighed"]:
             evidence["weighed"] = lesson["weighed"]
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
@@ -393,6 +395,7 @@ class PipelineLoop:
         model, checkpoint, trained = change["model"], change["checkpoint"], change["trained"]
         reached, to_step, verdicts, last = change["from_step"], change["to_step"], [], None
         replayed: JsonObject = {}
+        asked: JsonObject = {}
         prompts = 0
         while reached < to_step and bench.left.trials > 0 and bench.left.tokens > 0:
             steps = min(self.settings.segment_steps, to_step - reached)
@@ -413,6 +416,7 @@ class PipelineLoop:
                 trained += last.lesson["steps"]                     # fewer than asked for where it stopped early
                 replayed = _added(replayed, last.evidence.get("data") or {})
                 prompts += last.evidence.get("prompts") or 0
+                asked = _asked_too(asked, last.evidence.get("asked") or {})
             if cut:
                 break
         failed = {Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.REFUSED}
@@ -423,7 +427,8 @@ class PipelineLoop:
             )
         return {
             "model": model, "checkpoint": checkpoint, "reached": reached, "trained": trained, "sources": replayed,
-            "tasks": [task["name"] for task in self.targets], "prompts": prompts, "training": {"segments": verdicts},
+            "tasks": [task["name"] for task in self.targets], "prompts": prompts, "asked": asked,
+            "training": {"segments": verdicts},
         }
 
 
@@ -446,6 +451,7 @@ def _begun(change: JsonObject) -> Configuration:
         begun, step=change["from_step"], trained=change["trained"], model=change["model"],
         checkpoint=change["checkpoint"], values=tuple(change["history"]), parent=change["parent"],
         inherited=change["inherited"], pairs=change.get("pairs"), seen=change.get("seen", {}),
+        asked=change.get("asked", {}),
     )
 
 
@@ -461,6 +467,7 @@ def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: 
             checkpoint=lesson["checkpoint"], values=(*before.values, value) if through else before.values,
             timeouts=0 if through else before.timeouts, pairs=lesson.get("pairs"),
             seen=_added(before.seen, lesson.get("data") or {}),
+            asked=_asked_too(before.asked, lesson.get("asked") or {}),
         )
     if outcome.verdict is Verdict.TIMED_OUT and before.timeouts + 1 < MOST_TIMEOUTS:
         return replace(before, timeouts=before.timeouts + 1)
@@ -495,3 +502,13 @@ def _added(seen: JsonObject, data: JsonObject) -> JsonObject:
         for name, used in data.items()
     }
     return {**seen, **more}
+
+
+def _asked_too(before: JsonObject, asked: JsonObject) -> JsonObject:
+    """{digest: {"task", "prompts"}} of what was asked before and now, with "config" where it was not the task's own."""
+    more = {
+        digest: {key: what[key] for key in ("task", "config") if key in what}
+        | {"prompts": what["prompts"] + before.get(digest, {}).get("prompts", 0)}
+        for digest, what in asked.items()
+    }
+    return {**before, **more}

@@ -46,7 +46,7 @@ class Configuration:
     it will not go on; `timeouts` how often a budget ended it in this rung; `pairs` the artefact of the pairs that its
     base made for it ("" where those were too few); `hopeless` that it failed as every recipe of its stage would.
     `parent` is the id of the configuration that it took over from, and the first `inherited` of its values are that
-    one's; `seen` the data that it was trained on so far.
+    one's; `seen` the data that it was trained on so far, `asked` the prompts that it was reinforced on.
     """
 
     id: str
@@ -62,6 +62,7 @@ class Configuration:
     pairs: str | None = None
     hopeless: bool = False
     seen: JsonObject = field(default_factory=dict)
+    asked: JsonObject = field(default_factory=dict)
     parent: str | None = None
     inherited: int = 0
 
@@ -76,6 +77,7 @@ class Configuration:
             "trained": self.trained, "model": self.model,
             "checkpoint": self.checkpoint, "values": list(self.values), "failed": self.failed,
             "timeouts": self.timeouts, "pairs": self.pairs, "hopeless": self.hopeless, "seen": self.seen,
+            "asked": self.asked,
             "parent": self.parent, "inherited": self.inherited,
         }
 

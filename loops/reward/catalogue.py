@@ -68,7 +68,8 @@ def measure(
     names: Sequence[str], prompt: str, completion: str, reference: str | None, siblings: Sequence[str]
 ) -> dict[str, float]:
     """phi of one completion for each named feature. ValueError for an unknown name, and for a phi outside [0, 1]."""
-    return {name: _phi(feature(name), (prompt, completion, reference, siblings)) for name in names}
+    given = prompt, completion, reference, siblings
+    return {name: _phi(feature(name), given) for name in names}
 
 
 def try_out(found: Feature) -> None:
@@ -89,7 +90,7 @@ def try_out(found: Feature) -> None:
 
 def _phi(found: Feature, given: tuple[str, str, str | None, Sequence[str]]) -> float:
     phi = found.phi(*given)
-    if not isinstance(phi, int | float) or not 0.0 <= phi <= 1.0:
+    if not isinstance(phi, (int, float)) or not 0.0 <= phi <= 1.0:
         raise ValueError(f"feature {found.name} gave {phi!r}, which is no number from 0 to 1")
     return float(phi)
 

@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from itertools import pairwise
+from operator import eq
 from types import MappingProxyType
 from typing import Final
 
@@ -49,9 +51,22 @@ class Feature:
     phi: Phi
 
 
-def _units(text: str, like: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def _words(text: str) -> tuple[str, ...]:
+    """Kept for a while: every feature asks for the words of the same few texts."""
+    return tuple(text.split())
+
+
+def _units(text: str, like: str) -> tuple[str, ...]:
     """Words, or characters where `like` (the reference) is a single word."""
-    return text.split() if len(like.split()) > 1 else list("".join(text.split()))
+    words = _words(text)
+    return words if len(_words(like)) > 1 else tuple("".join(words))
+
+
+@lru_cache(maxsize=1024)
+def _bag(units: tuple[str, ...]) -> dict[str, int]:
+    """How often each unit is there."""
+    return dict(Counter(units))
 
 
 def _places(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
@@ -59,7 +74,7 @@ def _places(prompt: str, completion: str, reference: str | None, siblings: Seque
     if reference is None:
         return NEUTRAL
     mine, theirs = _units(completion, reference), _units(reference, reference)
-    hits = sum(a == b for a, b in zip(mine, theirs, strict=False))
+    hits: int = sum(map(eq, mine, theirs))
     return hits / max(len(mine), len(theirs), 1)
 
 
@@ -67,9 +82,10 @@ def _overlap(prompt: str, completion: str, reference: str | None, siblings: Sequ
     """F1 of the two bags of units, order ignored."""
     if reference is None:
         return NEUTRAL
-    mine, theirs = Counter(_units(completion, reference)), Counter(_units(reference, reference))
-    total = mine.total() + theirs.total()
-    return 2.0 * (mine & theirs).total() / total if total else 1.0
+    mine, theirs = _units(completion, reference), _units(reference, reference)
+    total, known = len(mine) + len(theirs), _bag(theirs)
+    common = sum(min(count, known.get(unit, 0)) for unit, count in _bag(mine).items())
+    return 2.0 * common / total if total else 1.0
 
 
 def _prefix(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
@@ -77,10 +93,7 @@ def _prefix(prompt: str, completion: str, reference: str | None, siblings: Seque
     if reference is None:
         return NEUTRAL
     mine, theirs = _units(completion, reference), _units(reference, reference)
-    length = 0
-    while length < min(len(mine), len(theirs)) and mine[length] == theirs[length]:
-        length += 1
-    return length / max(len(theirs), 1)
+    return _alike(mine, theirs) / max(len(theirs), 1)
 
 
 def _closeness(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
@@ -90,10 +103,22 @@ def _closeness(prompt: str, completion: str, reference: str | None, siblings: Se
     mine = _units(completion, reference)[:MOST_COMPARED_UNITS]
     theirs = _units(reference, reference)[:MOST_COMPARED_UNITS]
     longest = max(len(mine), len(theirs))
-    return 1.0 - _edit_distance(mine, theirs) / longest if longest else 1.0
+    begin = _alike(mine, theirs)                        # what both begin with costs nothing
+    return 1.0 - _edit_distance(mine[begin:], theirs[begin:]) / longest if longest else 1.0
+
+
+def _alike(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many units both begin with."""
+    for place, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return place
+    return min(len(a), len(b))
 
 
 def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """Levenshtein's."""
+    if not a or not b:
+        return len(a) + len(b)
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, start=1):
         diagonal, row[0] = row[0], i
@@ -104,28 +129,28 @@ def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
 
 def _brevity(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
     """Shorter than its group is better: 1/2 at the group's mean length."""
-    own = len(completion.split())
-    mean = sum(len(text.split()) for text in siblings) / len(siblings) if siblings else float(own)
+    own = len(_words(completion))
+    mean = sum(map(len, map(_words, siblings))) / len(siblings) if siblings else float(own)
     return mean / (mean + own) if mean + own else NEUTRAL
 
 
 def _varied(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
     """Share of word pairs that are not a repetition of an earlier pair."""
-    words = completion.split()
+    words = _words(completion)
     pairs = list(pairwise(words))
     return len(set(pairs)) / len(pairs) if pairs else NEUTRAL
 
 
 def _grounded(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
     """Share of the completion's words that the prompt holds."""
-    words, known = completion.split(), set(prompt.split())
+    words, known = _words(completion), _bag(_words(prompt))
     return sum(word in known for word in words) / len(words) if words else 0.0
 
 
 def _agreement(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
     """Share of the group that gave the same text: a majority vote, and a known way to be hacked."""
-    own = completion.split()
-    return sum(text.split() == own for text in siblings) / len(siblings) if siblings else NEUTRAL
+    own = _words(completion)
+    return [*map(_words, siblings)].count(own) / len(siblings) if siblings else NEUTRAL
 
 
 def _unmeasured(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:

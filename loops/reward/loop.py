@@ -14,9 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Final
+from typing import Any, Final
 
 from loops.loop import Bench, Trial
+from loops.reward import levels
 from loops.reward.arms import Weighing, expected_success, traces, weigh
 from loops.reward.catalogue import sources
 from loops.reward.features import LEARNED
@@ -47,6 +48,8 @@ class RewardSettings:
 
     `learned` adds the feature of that name (`loops.reward.learned`): its reward model is made anew every
     `learned_every` segments in which shaping is on, from answers to `pair_prompts` prompts.
+
+    `levels` gives targets easier configs to be asked with, from easy to hard (`loops.reward.levels`).
     """
 
     features: tuple[str, ...] = ("places", "overlap", "prefix", "closeness", "grounded", "brevity", "varied")
@@ -57,6 +60,7 @@ class RewardSettings:
     learned: bool = False
     learned_every: int = 8
     pair_prompts: int = 256
+    levels: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sources({*self.features, *self.approved})                       # unknown ones are refused
@@ -69,6 +73,7 @@ class RewardSettings:
             raise ValueError("probe_items must be at least 2")
         if self.learned_every < 1 or self.pair_prompts < 2:
             raise ValueError("learned_every must be at least 1 and pair_prompts at least 2")
+        levels.check_levels(self.levels)
 
     @property
     def allowed(self) -> tuple[str, ...]:
@@ -103,7 +108,7 @@ class RewardLoop:
         return {
             "segments": 0, "evidence": Evidence.empty(self.settings.allowed).to_json(), "switch": str(Switch.OFF),
             "scale": 1.0, "strikes": 0, "avoid": [], "blocked": [], "best": None, "history": [],
-            "learned": None, "proven": None, "resting": 0,
+            "learned": None, "proven": None, "resting": 0, "levels": {},
         }
 
     def propose(
@@ -120,6 +125,8 @@ class RewardLoop:
             change["sources"] = task["sources"]
         if brought := sources(self.settings.allowed):
             change["features"] = brought
+        if asked := levels.chosen(self.settings.levels, self.targets, state):
+            change["levels"] = asked
         return Candidate(self.name, change, base, incumbent)
 
     def shaping(self, state: JsonObject, step: int, horizon: int) -> Shaping:
@@ -162,7 +169,9 @@ class RewardLoop:
         best = state["best"] if state["best"] and state["best"]["lineage"] == candidate.change["lineage"] else None
         values = {
             "arms": arms, "best_q": best["q"] if best else None,
-            "history": _lengthened(state["history"], arms.get("shaped")), "learned": learned,
+            "history": _lengthened(
+                [] if levels.moved(state, candidate.change) else state["history"], arms.get("shaped")
+            ), "learned": learned,
         }
         return Trial(arms[_weighed(values).arm]["model"], values)
 
@@ -188,7 +197,7 @@ class RewardLoop:
                 for name, used in values.get("replayed", {}).items()
             },
             "tasks": [task["name"] for task in self.targets],
-            "prompts": values.get("prompts"),
+            "prompts": values.get("prompts"), "asked": levels.told(candidate.change, values),
             **{key: values.get(key) for key in ("success", "groups", "mixed_groups", "kl", "steps", "stopped")},
         }
         lesson = {
@@ -196,6 +205,7 @@ class RewardLoop:
             "steps": values.get("steps", candidate.change["steps"]),
             "cut": values.get("cut", 0), "evidence": values.get("evidence") if weighing.believed else None,
             "q": q, "history": trial.values["history"], "learned": learned if weighing.believed else None,
+            "asked": values.get("asked") if weighing.believed else None,
         }
         verdict = Verdict.PROMOTED if weighing.accepted else Verdict.REJECTED
         result = kept["model"] if weighing.accepted else None
@@ -222,7 +232,11 @@ class RewardLoop:
             "scale": state["scale"] / 2 if alarmed else state["scale"], "strikes": state["strikes"] + alarmed,
             "avoid": avoid, "blocked": sorted(blocked), "best": _best(state["best"], candidate, outcome),
             "history": [] if alarmed else lesson.get("history", state["history"]),
-            "learned": lesson.get("learned") or state.get("learned"), **_standing(state, shaping, segments, outcome),
+            "learned": lesson.get("learned") or state.get("learned"),
+            "levels": levels.learned(
+                state, candidate.change, lesson.get("asked"), self.targets, self.settings.levels, segments
+            ),
+            **_standing(state, shaping, segments, outcome),
         }
 
     def _evidence(self, state: JsonObject) -> Evidence:
@@ -260,6 +274,8 @@ class RewardLoop:
             "proxy_strength": STRONGEST, "references": self.settings.references,
             "max_tokens": max_tokens,
         }
+        if asked := levels.asked(change):
+            params["levels"] = asked
         if "features" in change:
             params["features"] = change["features"]              # another version of a package is another job
         return bench.spec("segment", inputs, params, bench.seed("segment"))

@@ -69,6 +69,8 @@ def bonus(r0: float, phis: Mapping[str, float], weights: Mapping[str, float]) ->
 
     With a fixed strength this is also the shaping part of the monitor's proxy, r0 + B0 * bonus.
     """
+    if not weights:
+        return 0.0
     scale = max(1.0, sum(abs(weight) for weight in weights.values()))
     total = sum(
         weight / scale * feature(name).klass.factor(r0) * (min(1.0, max(0.0, phis[name])) - 0.5)
@@ -102,6 +104,10 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
     _, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2.0)[inverse])
+
+
+Group = tuple[Sequence[tuple[Sequence[float], float]], Sequence[float] | None]
+"""The samples of one prompt, (phi, r0) each, and phi of its reference answer if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,30 +146,35 @@ class Evidence:
     def add_group(
         self, rows: Sequence[tuple[Sequence[float], float]], reference: Sequence[float] | None = None
     ) -> Evidence:
-        """One prompt group: (phi in the order of `features`, r0) per sample, and phi of the reference answer if any.
+        """One prompt group: (phi in the order of `features`, r0) per sample, and phi of the reference answer if any."""
+        return self.add_groups([(rows, reference)])
+
+    def add_groups(self, groups: Iterable[Group]) -> Evidence:
+        """Some prompt groups, as `add_group` takes them, one after the other.
 
         A group in which everything counts the same (no reference and all wrong or all right) tells nothing about the
         features; it still counts for the success average. Where there is no reference the evidence fades here;
         otherwise call `decay` once a training step.
         """
-        if not rows:
-            return self
-        solved = sum(r0 for _, r0 in rows) / len(rows)
-        seen = replace(self, seen=self.seen * SUCCESS_DECAY + 1.0, solved=self.solved * SUCCESS_DECAY + solved)
-        labelled = [*rows, (reference, 1.0)] if reference is not None else list(rows)
-        y = np.array([r0 for _, r0 in labelled], dtype=float)
-        if y.min() == y.max():
-            return seen
-        x = np.array([phi for phi, _ in labelled], dtype=float)
-        x, y = x - x.mean(axis=0), y - y.mean()
-        before = seen.decay(DECAY_A_GROUP) if reference is None else seen
-        return replace(
-            before,
-            sxx=tuple((np.reshape(before.sxx, (x.shape[1], x.shape[1])) + x.T @ x).ravel().tolist()),
-            sxy=tuple((np.asarray(before.sxy) + x.T @ y).tolist()),
-            rows=before.rows + len(labelled),
-            groups=before.groups + 1,
-            referenced=before.referenced + (reference is not None),
+        width = len(self.features)
+        sxx, sxy = np.array(self.sxx).reshape(width, width), np.array(self.sxy)
+        held, spoken, referenced, seen, solved = self.rows, self.groups, self.referenced, self.seen, self.solved
+        for rows, reference in groups:
+            if not rows:
+                continue
+            seen = seen * SUCCESS_DECAY + 1.0
+            solved = solved * SUCCESS_DECAY + sum(r0 for _, r0 in rows) / len(rows)
+            labelled = rows if reference is None else [*rows, (reference, 1.0)]
+            if len({r0 for _, r0 in labelled}) == 1:
+                continue
+            x, y = np.array([phi for phi, _ in labelled], float), np.array([r0 for _, r0 in labelled], float)
+            x -= x.sum(axis=0) / len(labelled)
+            y -= y.sum() / len(labelled)
+            fading = DECAY_A_GROUP if reference is None else 1.0
+            sxx, sxy, held = sxx * fading + x.T @ x, sxy * fading + x.T @ y, held * fading + len(labelled)
+            spoken, referenced = spoken + 1, referenced + (reference is not None)
+        return Evidence(
+            self.features, tuple(sxx.ravel().tolist()), tuple(sxy.tolist()), held, spoken, referenced, seen, solved
         )
 
     def decay(self, factor: float = DECAY_A_STEP) -> Evidence:

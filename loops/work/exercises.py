@@ -6,16 +6,18 @@ any loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
+from loops.reward.levels import at_level
 from loops.work.marking import Question
 from safety.yardstick.items import Item, TaskSpec
 from safety.yardstick.scoring import encode_items
-from safety.yardstick.tasks import Seal, draw
+from safety.yardstick.tasks import Seal, draw, draw_some
 from safety.yardstick.verifiers import make_verifier, second_verifier
-from state.records import Split, seed_from
+from state.records import JsonObject, Split, seed_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +33,27 @@ class Exercises:
 
 def set_exercises(
     tasks: Sequence[TaskSpec], seal: Seal, tokenizer: Any, count: int, seed: int,
-    probe_items: int, probe_seed: int,
+    probe_items: int, probe_seed: int, levels: Mapping[str, JsonObject] | None = None,
 ) -> Exercises:
-    """`count` questions, the tasks taking turns, and `probe_items` items. Raises TaskError where a task has too few."""
+    """`count` questions, the tasks taking turns, and `probe_items` items. Raises TaskError where a task has too few.
+
+    `levels` are the configs of the generators of tasks that are asked otherwise than they are; where such a level has
+    too few questions, they come again. The probe is of the tasks as they are.
+    """
+    levels = levels or {}
+    posed = [at_level(task, levels[task.name]) if task.name in levels else task for task in tasks]
     probe: list[Item] = []
     asked: list[list[Item]] = []
     for number, task in enumerate(tasks):
         held = draw(task, Split.SEARCH, len(range(number, probe_items, len(tasks))), probe_seed, seal)
         share = len(range(number, count, len(tasks)))
-        asked.append(draw(
-            task, Split.SEARCH, share, seed_from(seed, task.name), seal.besides(item.id for item in held)
-        ))
+        others, drawn_by = seal.besides(item.id for item in held), seed_from(seed, task.name)
+        if task.name in levels:
+            asked.append(list(islice(cycle(draw_some(posed[number], share, drawn_by, others)), share)))
+        else:
+            asked.append(draw(task, Split.SEARCH, share, drawn_by, others))
         probe += held
-    verifiers = [(make_verifier(task), second_verifier(task)) for task in tasks]
+    verifiers = [(make_verifier(task), second_verifier(task)) for task in posed]
     turns = [(place % len(tasks), place // len(tasks)) for place in range(count)]
     items = [asked[task][place] for task, place in turns]
     ids = encode_items(tokenizer, [(item.prompt, item.answer) for item in (*items, *probe)])

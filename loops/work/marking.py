@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from loops.reward.catalogue import measure
 from loops.reward.features import LEARNED
-from loops.reward.shaping import Evidence, Shaping, bonus, rank_correlation, score, shaped_reward
+from loops.reward.shaping import Evidence, Group, Shaping, bonus, rank_correlation, score, shaped_reward
 from safety.yardstick.items import Item
 from safety.yardstick.verifiers import Verifier
 from state.records import JsonObject
@@ -111,6 +111,7 @@ class Marking:
         rewards: list[float] = []
         truths: list[float] = []
         bonuses: list[float] = []
+        spoken: list[Group] = []
         for begin in range(0, len(completions), self.group):
             asked = self.questions[question[begin]]
             texts = [text.strip() for text in completions[begin:begin + self.group]]
@@ -118,10 +119,10 @@ class Marking:
             r0 = [self._right(asked, text, written) for text, written in zip(texts, ids, strict=True)]
             reference = asked.item.answer if self.references else None
             phis, ideal = self._measured(names, asked.item.prompt, texts, reference)
-            evidence = evidence.add_group(
+            spoken.append((
                 [([phi[name] for name in evidence.features], r) for phi, r in zip(phis, r0, strict=True)],
                 None if ideal is None else [ideal[name] for name in evidence.features],
-            )
+            ))
             group = [shaped_reward(r, phi, self.shaping) for r, phi in zip(r0, phis, strict=True)]
             self._count(r0, group)
             rewards += group
@@ -129,7 +130,7 @@ class Marking:
             bonuses += [bonus(r, phi, self.shaping.weights) for r, phi in zip(r0, phis, strict=True)]
             self.record.scores += [score(phi, self.shaping) for phi in phis]
             self.latest += [(asked.ids, list(written)) for written in ids]
-        self._close(evidence, truths, bonuses, len(rewards) // self.group)
+        self._close(evidence.add_groups(spoken), truths, bonuses, len(rewards) // self.group)
         return [reward * REWARD_SCALE for reward in rewards]
 
     def _measured(

@@ -3,10 +3,11 @@
 inputs   model, checkpoint (to carry on from `from_step`), seal, reward_model (for the learned feature),
          data:<source> ... (replay)
 params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_seed, probe_items, save_steps,
-         proxy_strength, references, max_tokens (None: no cap)
+         proxy_strength, references, max_tokens (None: no cap), levels {task: config of its questions}
 outputs  model (adapter merged), checkpoint
 values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, canaries, disagreement,
          q_before, q_after, kl, entropy, tokens, steps, cut, stopped, learned, prompts,
+         asked {task: {"prompts", "success"}},
          replayed {source: {"rows", "tokens"}}
 
 Without references (tasks in which several answers are right) there is no q. "canaries" names the junk answers that a
@@ -24,8 +25,9 @@ bits: every optimiser step samples a batch of its own, so that no step needs ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -56,7 +58,7 @@ from state.records import JsonObject, seed_from
 
 PROBE_ITEMS = 256
 SAVE_STEPS = 20
-KL_STEPS = 5
+KL_STEPS = 10
 KL_ANSWERS = 16                        # of the first step's, evenly from its groups: enough for a limit in whole nats
 CANARY_ITEMS = 4                       # per task: junk answers are tried on so many questions
 PROXY_STRENGTH = 0.4
@@ -79,6 +81,7 @@ class Errand:
     proxy_strength: float
     references: bool
     max_tokens: int | None
+    levels: Mapping[str, JsonObject]
     seed: int
 
     @property
@@ -98,7 +101,8 @@ class Errand:
             [TaskSpec.from_json(body) for body in params["tasks"]], range(first, first + params["steps"]),
             Evidence.from_json(evidence) if evidence else Evidence.empty(FEATURES), params["probe_seed"],
             params.get("probe_items", PROBE_ITEMS) if references else 0, params.get("save_steps", SAVE_STEPS),
-            params.get("proxy_strength", PROXY_STRENGTH), references, params.get("max_tokens"), spec.seed,
+            params.get("proxy_strength", PROXY_STRENGTH), references, params.get("max_tokens"),
+            params.get("levels", {}), spec.seed,
         )
 
 
@@ -126,7 +130,7 @@ def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
     learner = load_learner(desk.inputs["model"], errand.recipe, errand.seed, desk.device)
     exercises = set_exercises(
         errand.tasks, Seal.of(desk.inputs), learner.tokenizer, errand.recipe.batch * len(errand.steps),
-        errand.question_seed, errand.probe_items, errand.probe_seed,
+        errand.question_seed, errand.probe_items, errand.probe_seed, errand.levels,
     )
     given = take_up(learner, desk.inputs.get("checkpoint"), errand.recipe, errand.steps.start)
     found = checkpoint.latest(desk.folder / "steps")
@@ -275,9 +279,18 @@ def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, 
         "q_after": q_after, "kl": record.kl[-1] if record.kl else 0.0, "entropy": record.entropy,
         "tokens": record.tokens,
         "stopped": record.stopped, "learned": {"micro_batch": record.micro_batch} if record.micro_batch else {},
-        "prompts": errand.recipe.batch * len(record.truth), "replayed": _replayed(errand, desk, learner, record),
+        "prompts": errand.recipe.batch * len(record.truth), "asked": _asked(errand, record),
+        "replayed": _replayed(errand, desk, learner, record),
     }
     return Produced(values, outputs, items=len(record.truths), tokens=record.tokens)
+
+
+def _asked(errand: Errand, record: Record) -> JsonObject:
+    """Of each task, how many questions were asked and how many of their answers were right: the tasks take turns."""
+    group, tasks = errand.recipe.group, errand.tasks
+    right = [fmean(record.truths[begin:begin + group]) for begin in range(0, len(record.truths), group)]
+    answered = {task.name: right[number::len(tasks)] for number, task in enumerate(tasks)}
+    return {name: {"prompts": len(each), "success": fmean(each)} for name, each in answered.items() if each}
 
 
 def _canaries(exercises: Exercises) -> list[str]:

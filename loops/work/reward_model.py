@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,14 @@ from trl import RewardConfig, RewardTrainer
 
 from loops.pipeline.recipe import Adapter, AdapterKind, Recipe, Schedule, Stage
 from loops.work import checkpoint
-from loops.work.course import thinned
+from loops.work.course import Progress, thinned
 from loops.work.learner import Learner, load_learner, schedule
 from loops.work.rows import Rows, mixed
 from loops.work.stops import out_of_tokens
 from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
 from safety.yardstick.scoring import Encoded, encode_items, load_model, pad_id
 from state.jobs import Desk, JobSpec, Produced
-from state.records import JsonObject, seed_from
+from state.records import seed_from
 
 HEAD = "reward_head.safetensors"
 ABOUT = "reward.json"
@@ -107,18 +107,6 @@ def load_judge(folder: Path, device: str) -> Judge:
     model = RewardModel(scored.model, _head(head.shape[1])).to(device).eval().requires_grad_(False)
     model.head.weight.copy_(head)
     return Judge(model, scored.tokenizer, float(about["r_ref"]))
-
-
-@dataclass(slots=True)
-class Progress:
-    """All that a run remembers beside weights and moments: exactly what a checkpoint keeps as its state."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    micro_batch: int = 0
-
-    def to_json(self) -> JsonObject:
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +184,7 @@ def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
     if not lesson.steps:
         return Produced({"steps": 0, "tokens": 0, "stopped": lesson.stopped})
     found = checkpoint.latest(desk.folder / "steps")
-    progress = Progress(**found.state) if found else Progress()
+    progress = Progress(**found.state) if found else Progress(0)
     if found:
         learner.restore(found)
     progress.micro_batch = micro_batch or progress.micro_batch

@@ -72,6 +72,12 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "a text that is no name": (config("models/base", "models\\u0000base"), "models.base: a text with a null character"),
     "a moment in a task": (config(JSONL, 'source = { kind = "bilingual", family = 2026-01-01 }'), "family"),
     "a list in a task": (config(JSONL, 'source = { kind = "reasoning_gym", generator = [] }'), "generator"),
+    "levels of nothing": (config("[service]", "[reward.levels]\nmaths2 = []\n[service]"), "levels.maths2 is empty"),
+    "a level of nothing": (config("[service]", "[reward.levels]\nmaths2 = [{}]\n[service]"), "level 1 says nothing"),
+    "levels that are none": (config("[service]", "[reward.levels]\nmaths2 = [3]\n[service]"), "reward.levels.maths2.0"),
+    "levels of no target": (config("[service]", "[reward.levels]\nm = [{ a = 1 }]\n[service]"), "no target of that"),
+    "levels of what has none": (
+        config("[service]", "[reward.levels]\nmaths2 = [{ a = 1 }]\n[service]"), "kind bilingual has no levels"),
     "endless items": (config("vault_items = 2000", "vault_items = 1" + "0" * 18), "vault_items is 1000"),
     "a task file that is a pipe": (config(JSONL, 'source = { kind = "jsonl", path = "pipe" }'), "not a regular file"),
     "a task file in a circle": (config(JSONL, 'source = { kind = "jsonl", path = "circle" }'), "circle"),

@@ -50,7 +50,8 @@ def amounts(found: JsonObject) -> dict[str, tuple[int, int]]:
 
 
 def test_what_was_given_saw_nothing_and_what_was_trained_saw_its_run(world: World) -> None:
-    assert seen(world, world.start) == {"sources": [], "tasks": [], "prompts": 0, "runs": [], "unrecorded": []}
+    nothing = {"sources": [], "tasks": [], "prompts": 0, "levels": [], "runs": [], "unrecorded": []}
+    assert seen(world, world.start) == nothing
     outcome = world.cycle(pipeline(Stage.SFT, rungs=1), 0)
     assert outcome.result
     assert amounts(seen(world, outcome.result)) == {"a": (160, 1600), "b": (160, 1600)}
@@ -76,6 +77,28 @@ def test_rungs_that_left_no_model_in_force_are_counted_with_the_one_that_did(tmp
     assert won.result
     found = seen(world, won.result)
     assert amounts(found) == {"a": (160, 1600), "b": (160, 1600)}
+    with Reading(world.database.path) as reading:
+        assert ancestry(reading, won.result)[0].parents == (world.start,)
+    world.close()
+
+
+def test_prompts_of_rungs_that_left_no_model_are_counted_too_and_by_level(tmp_path: Path) -> None:
+    """The first rung, at the first level, is worse than the base; only the second, at the target itself, is better."""
+    world = World(tmp_path, learns=lambda spec, skill, steps: skill + (
+        -0.01 if spec.params["from_step"] < 6 else 0.3))
+    target = {"name": "t", "source": {"kind": "reasoning_gym", "generator": "chain_sum", "config": {"max_digits": 3}}}
+    levels = {"t": ({"max_digits": 1}, {"max_digits": 2})}
+    whole = pipeline(Stage.GRPO, eta=2, rungs=2)
+    reward = RewardLoop(RewardSettings(levels=levels), [target], "seal", SOURCES)
+    loop = replace(whole, targets=[target], inner=reward)
+    outcomes = [world.cycle(loop, ordinal) for ordinal in range(3)]
+    won = next(outcome for outcome in outcomes if outcome.verdict is Verdict.PROMOTED)
+    assert won.result
+    found = seen(world, won.result)
+    assert found["tasks"] == ["t"]
+    assert found["prompts"] == 12 * GRPO.batch
+    assert [(level["config"], level["prompts"]) for level in found["levels"]] == [({"max_digits": 1}, 6 * GRPO.batch)]
+    assert f"of them {6 * GRPO.batch} of t at another level" in "\n".join(data_in_words(found))
     with Reading(world.database.path) as reading:
         assert ancestry(reading, won.result)[0].parents == (world.start,)
     world.close()

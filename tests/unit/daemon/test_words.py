@@ -51,3 +51,10 @@ def test_a_recipe_says_how_far_it_goes_and_whose_child_it_is() -> None:
     assert change_in_words({**change, "parent": "0123456789ab"}) == (
         "sft lr 0.0002 lora, steps 34-100, child of 0123456789ab"
     )
+
+
+def test_a_segment_says_what_it_is_shaped_by_and_at_which_levels_it_asks() -> None:
+    change = {"shaping": {"weights": {"places": 1.0}, "strength": 0.4}, "levels": {"sums": {"level": 2, "of": 3}}}
+    assert change_in_words(change) == "segment, shaping by places 1.00, sums at level 2 of 3"
+    assert change_in_words({"shaping": {"weights": {}, "strength": 0.0}}) == "segment, zero shaping"
+    assert change_in_words({**change, "levels": ["tampered"]}) == "segment, shaping by places 1.00"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from coaching import TASK, desk, hashes, make_classroom, segment_spec
-from tiny import tiny_tokenizer
+from tiny import teach, tiny_model, tiny_tokenizer
 from trl import GRPOTrainer
 
+from loops.reward.levels import at_level
 from loops.reward.monitor import inspect
 from loops.work import reinforce
 from loops.work.exercises import plain, set_exercises
@@ -20,6 +22,7 @@ from loops.work.reinforce import segment
 from loops.work.watch import Diverged
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import Seal, draw
+from state.jobs import Desk, JobSpec
 from state.records import Split
 
 
@@ -275,3 +278,80 @@ def test_a_tokenizer_made_plain_adds_no_special_tokens_of_its_own() -> None:
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", end)])
     assert tokenizer(text=["one"])["input_ids"][0][0] == end
     assert len(plain(tokenizer)(text=["one"])["input_ids"][0]) == 1
+
+
+SUMS: dict[str, Any] = {
+    "name": "sums", "role": "target", "vault_items": 10, "verifier": "numeric", "source": {
+        "kind": "reasoning_gym", "generator": "chain_sum",
+        "config": {"min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3},
+    },
+}
+EASY = {**SUMS["source"]["config"], "min_digits": 1, "max_digits": 1}
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows some sums of one digit and has never seen others, and no data."""
+    folder = tmp_path_factory.mktemp("school")
+    easy = at_level(TaskSpec.from_json(SUMS), EASY)
+    pairs = [(item.prompt, item.answer) for item in draw(easy, Split.SEARCH, 60, 1)]
+    words = dict.fromkeys(word for prompt, _ in pairs for word in prompt.split())
+    raw = tiny_model(folder / "raw", [*words, *map(str, range(-9, 20))], seed=1)
+    teach(raw, pairs[:40], folder / "model", steps=60, rate=5e-3)
+    return folder
+
+
+def levelled(**changes: Any) -> JobSpec:
+    spec = segment_spec(0, 6, save_steps=2, learning_rate=5e-3, mixture={}, replay=0.0, **changes)
+    more = {"tasks": [SUMS], "levels": {"sums": EASY}, "probe_items": 12, "shaping": {"weights": {}, "strength": 0.0}}
+    return replace(spec, params={**spec.params, **more})
+
+
+def test_at_a_level_it_asks_easier_questions_and_measures_q_on_the_target_as_it_is(school: Path) -> None:
+    tokenizer = tiny_tokenizer(["one"])
+    task = TaskSpec.from_json(SUMS)
+    sealed = frozenset(item.id for item in draw(at_level(task, EASY), Split.SEARCH, 20, 9))
+    made = set_exercises([task], Seal(sealed), tokenizer, 300, 3, 20, 4, {"sums": EASY})
+    asked = [question.item for question in made.questions]
+    assert all(len(number) == 1 for item in asked for number in re.findall(r"\d+", item.prompt))
+    assert all(len(number) == 3 for item in made.probe for number in re.findall(r"\d+", item.prompt))
+    assert made.probe == set_exercises([task], Seal(sealed), tokenizer, 30, 3, 20, 4).probe
+    assert not sealed & {item.id for item in asked}
+    assert len(asked) == 300 > len({item.id for item in asked})          # the level has fewer: they come again
+
+
+def test_a_segment_at_a_level_says_what_it_asked_and_ends_the_same_after_it_broke_off(
+    school: Path, tmp_path: Path
+) -> None:
+    def given(folder: Path) -> Desk:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Desk(folder, {"model": school / "model"})
+
+    undisturbed = segment(levelled(), given(tmp_path / "undisturbed"))
+    assert undisturbed.values["success"] > 0
+    assert undisturbed.values["asked"] == {
+        "sums": {"prompts": 18, "success": pytest.approx(undisturbed.values["success"])}
+    }
+    for fatal in ("step 3", "step 5"):
+
+        def trip(done: float, note: str, fatal: str = fatal) -> None:
+            if note == fatal:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            segment(levelled(), replace(given(tmp_path / "disturbed"), progress=trip))
+    again = segment(levelled(), given(tmp_path / "disturbed"))
+    assert again.values == undisturbed.values
+    for output in ("model", "checkpoint"):
+        assert hashes(again.outputs[output]) == hashes(undisturbed.outputs[output])
+    plainly = replace(levelled(), params={key: value for key, value in levelled().params.items() if key != "levels"})
+    assert hashes(segment(plainly, given(tmp_path / "plain")).outputs["model"]) != hashes(again.outputs["model"])
+
+
+def test_each_task_is_told_apart_in_what_was_asked(classroom: Path, tmp_path: Path) -> None:
+    spec = segment_spec(0, 3)
+    spec.params["tasks"].append({**TASK, "name": "again"})             # type: ignore[attr-defined]
+    made = segment(spec, desk(classroom, tmp_path)).values
+    assert {name: told["prompts"] for name, told in made["asked"].items()} == {"maths2": 5, "again": 4}
+    weighted = sum(told["prompts"] * told["success"] for told in made["asked"].values())
+    assert weighted / 9 == pytest.approx(made["success"])
