@@ -33,8 +33,10 @@ PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
-    "PRAGMA cache_size = -256",     # KiB for each connection; 2 MiB each by default, which a pool fills over days
+    "PRAGMA cache_size = -256",     # KiB for each connection; 2 MiB each by default
 )
+KEPT = 2                # connections that stay open; of more, every rare crowd would leave some behind for weeks
+CROWD = 16              # that may be open at once
 
 
 class Database:
@@ -47,7 +49,9 @@ class Database:
         self._turn = threading.RLock()
         self._writing = False
         _refuse_unusable(path)
-        self.engine = create_engine(URL.create("sqlite", database=str(path)))
+        self.engine = create_engine(
+            URL.create("sqlite", database=str(path)), pool_size=KEPT, max_overflow=CROWD - KEPT
+        )
         event.listen(self.engine, "connect", _on_connect)
         event.listen(self.engine, "begin", _on_begin)
         if check:
