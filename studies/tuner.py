@@ -90,8 +90,7 @@ class Arm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The pipeline loop. Where it does not weigh the sources its mixture is moved by its genes alone, as the others' are.
-    """
+    """The pipeline loop. Where it does not weigh the sources, its genes alone move its mixture, as the others' do."""
 
     weighs: bool = True
 

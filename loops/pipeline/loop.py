@@ -323,12 +323,14 @@ class PipelineLoop:
         """A supervised rung: one job, and before the first one of a base another that weighs the sources, by which this
         recipe's mixture goes already.
         """
-        weighed, told = self._weighed(change, bench, sources), {}
+        weighed = self._weighed(change, bench, sources)
+        recipe = Recipe.from_json(change["recipe"])
         if weighed:
             payoffs = mixture.learned(change.get("payoffs", {}), weighed)
-            mixed = self.settings.space.recipe(Stage.SFT, change["genes"], list(self.sources), payoffs).mixture
-            change, told = {**change, "recipe": {**change["recipe"], "mixture": mixed}}, {"mixture": mixed}
-        return {**self._course("train", {}, sources, change, bench), "weighed": weighed, **told}
+            mixed = self.settings.space.recipe(recipe.stage, change["genes"], list(self.sources), payoffs).mixture
+            change = {**change, "recipe": recipe.with_mixture(mixed).to_json()}
+        values = self._course("train", {}, sources, change, bench)
+        return {**values, "weighed": weighed, "mixture": change["recipe"]["mixture"]}
 
     def _prefer(self, change: JsonObject, bench: Bench, _: Mapping[str, str]) -> JsonObject:
         """A rung of preferences: one job, which holds on to the base of the study. The pairs that the base makes of its
