@@ -30,7 +30,7 @@ FEWEST_PAIRS: Final = 8
 WEIGH_ITEMS: Final = 512
 WEIGH_STEPS: Final = 8
 WEIGH_PART: Final = 5
-"""Weighing the sources takes at most one part in so many of a rung's steps, and at least one step a source."""
+"""Weighing the sources takes at most one part in so many of a recipe's full steps, and at least one step a source."""
 
 
 class SegmentLoop(Loop, Protocol):
@@ -309,11 +309,11 @@ class PipelineLoop:
         """{source: what it alone did to the target}; empty where that is not asked for or nothing fits the tokens."""
         if not change.get("weigh"):
             return {}
-        rung = (change["to_step"] - change["from_step"]) // (WEIGH_PART * len(sources))
+        most = change["recipe"]["steps"] // (WEIGH_PART * len(sources))
         inputs = {"model": change["model"], "seal": self.seal}
         inputs |= {f"data:{name}": digest for name, digest in sorted(sources.items())}
         params = {
-            "recipe": change["recipe"], "tasks": list(self.targets), "steps": max(1, min(WEIGH_STEPS, rung)),
+            "recipe": change["recipe"], "tasks": list(self.targets), "steps": max(1, min(WEIGH_STEPS, most)),
             "items": WEIGH_ITEMS, "max_tokens": bench.left.tokens // WEIGH_PART,
         }
         found: JsonObject = bench.job("weigh", inputs, params, bench.seed("weigh")).values["weighed"]
