@@ -95,9 +95,10 @@ the first better model. The ratio is the geometric mean over seeds.
 
 {_races(found, tokens)}
 
-To fixed scores: tokens in thousands, the mean of the seeds that came there, how many did in brackets.
+To fixed scores: tokens in thousands, the mean over seeds, how many came there in brackets. For a seed that did not all
+tokens count, so that its mean is too low.
 
-{_fixed(found)}
+{_fixed(found, tokens)}
 
 ## What is required
 
@@ -172,13 +173,14 @@ def _races(found: BySeed, tokens: int) -> str:
     return table(["beside", *(f"seed {seed}" for seed in seeds), "ratio"], rows)
 
 
-def _fixed(found: BySeed) -> str:
+def _fixed(found: BySeed, tokens: int) -> str:
     rows = []
     for name in ARMS:
         each = []
         for score in SCORES:
             came = [spent for arms in found.values() if (spent := arms[name].tokens_to(score)) is not None]
-            each.append(f"{sum(came) / len(came) / 1000:.0f} ({len(came)})" if came else "never")
+            mean = (sum(came) + tokens * (len(found) - len(came))) / len(found)
+            each.append(f"{mean / 1000:.0f} ({len(came)})" if came else "never")
         rows.append([name, *each])
     return table(["arm", *(f"{100 * score:.0f} %" for score in SCORES)], rows)
 
