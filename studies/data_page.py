@@ -46,7 +46,7 @@ def page(
     total = over_seeds([mean for mean, _ in each])
     after_first = [part_of(HARMFUL, found[seed][LEARNED].climb.by_source[1:]) for seed in done]
     over_all = [part_of(HARMFUL, found[seed][LEARNED].climb.by_source) for seed in done]
-    holds = max(after_first) < MOST_HARMFUL and total[0] > total[1]
+    holds = max(over_all) < MOST_HARMFUL and total[0] > total[1]
     minutes = sum(finding.seconds for arms in found.values() for finding in arms.values()) / 60
     return filled(f"""# The data mixture beside an even one
 
@@ -75,8 +75,8 @@ Promotions of {_promotions(found, done)}.
 
 ## What the learned mixture trained on
 
-The part of the tokens, in percent, over all cycles and after the first. The first cycle knows nothing yet and mixes
-evenly; before it trains it weighs the sources, and the next cycle goes by that.
+The part of the tokens, in percent, over all cycles and after the first. The sources are weighed before anything is
+trained on a new base model, and the mixture goes by that and by what was weighed before.
 
 {_parts(found, done)}
 
@@ -86,8 +86,8 @@ the sources in equal parts of rows.
 ## What is required
 
 The harmful source under 10 % of the tokens, and better than even mixing at equal tokens. **{"Met" if holds else
-"Not met"}**: after the first cycle the harmful source has at most {100 * max(after_first):.1f} % on any seed, over all
-cycles at most {100 * max(over_all):.1f} %; the learned mixture is {verdict(total)} the even one ({points(total)}
+"Not met"}**: over all cycles the harmful source has at most {100 * max(over_all):.1f} % on any seed, after the first at
+most {100 * max(after_first):.1f} %; the learned mixture is {verdict(total)} the even one ({points(total)}
 points).
 
 ## What it says, and what it does not

@@ -34,7 +34,7 @@ from state.records import Budget, Candidate, Cycle, JsonObject, Outcome, Verdict
 from studies.paired import together
 from studies.world import NOBODY, ROOT, Workshop, answers, no_descent
 
-STEPS: Final = 81
+STEPS: Final = 180
 BATCH: Final = 32
 LEARNING_RATE: Final = 1.5e-4
 FASTEST: Final = 600.0
@@ -45,7 +45,7 @@ ROWS: Final = 6_000
 OTHER: Final = 1_000
 """What a seed is moved by for rows that no other source has drawn."""
 FULL_BUDGETS: Final = 8
-TOKENS: Final = FULL_BUDGETS * 31_500
+TOKENS: Final = FULL_BUDGETS * 71_000
 TASKS: Final = ("naming2", "copying2")
 NOVICE: Final = replace(pretrain.BASE, steps=150)
 SOURCES: Final = ("language", "maths", "spoiled")
@@ -90,14 +90,14 @@ class Arm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The pipeline loop; its mixture is moved by its genes alone, as the others' are."""
+    """The pipeline loop. Where it does not weigh the sources, its genes alone move its mixture, as the others' do."""
 
-    children: int = 1
+    weighs: bool = True
 
     def __call__(self, field: Field, workshop: Workshop, tokens: int) -> list[Moment]:
         loop = PipelineLoop(
             PipelineSettings(
-                stages=(Stage.SFT,), sft=DEFAULT, ranges=RANGES, children=self.children,
+                stages=(Stage.SFT,), sft=DEFAULT.with_mixture({}) if self.weighs else DEFAULT, ranges=RANGES,
                 fresh_items=ITEMS, save_steps=STEPS,
             ),
             [task.to_json() for task in field.tasks], field.seal, field.sources, NOBODY,
@@ -187,11 +187,12 @@ def _trained(
 OURS: Final = "kaizend"
 RESTART: Final = "Optuna, ASHA by restart"
 RANDOM: Final = "random search"
+UNWEIGHED: Final = "kaizend, no source weighed"
 ARMS: Final[Mapping[str, Arm]] = {
     OURS: Ours(),
     RANDOM: FromScratch(1, Sampler.RANDOM),
     RESTART: FromScratch(3, Sampler.TPE),
-    "kaizend without children": Ours(children=0),
+    UNWEIGHED: Ours(weighs=False),
 }
 
 

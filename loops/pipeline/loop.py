@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from loops.loop import Bench, Loop, Trial
-from loops.pipeline import limits, memory, mixture
+from loops.pipeline import limits, memory, mixture, seen
 from loops.pipeline.mutation import child
 from loops.pipeline.recipe import DPO, GRPO, OWN, SFT, Recipe, Stage
 from loops.pipeline.space import RANGES, Ranges, Space
@@ -30,7 +30,7 @@ FEWEST_PAIRS: Final = 8
 WEIGH_ITEMS: Final = 512
 WEIGH_STEPS: Final = 8
 WEIGH_PART: Final = 5
-"""Weighing the sources takes at most one part in so many of a rung's steps, and at least one step a source."""
+"""Weighing the sources takes at most one part in so many of a recipe's full steps, and at least one step a source."""
 
 
 class SegmentLoop(Loop, Protocol):
@@ -153,7 +153,7 @@ class PipelineLoop:
         if chosen.asked:
             change["asked"] = chosen.asked
         if self._is_weighed(chosen, configurations):
-            change["weigh"] = True
+            change |= {"weigh": True, "payoffs": state["payoffs"]}
         if chosen.parent is not None:
             change |= {"parent": chosen.parent, "history": list(chosen.values), "inherited": chosen.inherited}
         return Candidate(self.name, change, model, incumbent)
@@ -166,7 +166,7 @@ class PipelineLoop:
         ways = {Stage.SFT: self._train, Stage.DPO: self._prefer, Stage.GRPO: self._reinforce}
         values = ways[Stage(change["recipe"]["stage"])](change, bench, sources)
         known = {**self.preferences, **sources, OWN: values.get("pairs")}
-        values["data"] = _told(values["sources"], known, selected)
+        values["data"] = seen.told(values["sources"], known, selected)
         made = values["model"] != candidate.change["model"]
         if values["model"] == candidate.incumbent or "hopeless" in values:
             return Trial(None, {**values, "comparison": None})
@@ -193,7 +193,8 @@ class PipelineLoop:
         lesson |= {key: values[key] for key in ("pairs", "hopeless") if key in values}
         lesson |= {"weighed": values.get("weighed", {}), "data": values["data"], "asked": values.get("asked", {})}
         if lesson["weighed"]:
-            evidence["weighed"] = lesson["weighed"]
+            lesson["mixture"] = values["mixture"]
+            evidence |= {key: lesson[key] for key in ("weighed", "mixture")}
         told = f"{recipe['stage']} to step {values['reached']} of {recipe['steps']}"
         if comparison is None:
             why = values.get("hopeless", "nothing new came out")
@@ -285,8 +286,8 @@ class PipelineLoop:
         """
         named = self.settings.space.defaults[chosen.recipe.stage].mixture
         mine = any(named.get(name, 0.0) for name in self.sources)
-        seen = any(c.recipe.stage is chosen.recipe.stage and c.step for c in configurations)
-        return chosen.recipe.stage is Stage.SFT and len(self.sources) > 1 and not mine and not seen
+        begun = any(c.recipe.stage is chosen.recipe.stage and c.step for c in configurations)
+        return chosen.recipe.stage is Stage.SFT and len(self.sources) > 1 and not mine and not begun
 
     def _selected(self, change: JsonObject, bench: Bench) -> tuple[dict[str, str], JsonObject]:
         """What the recipe's selection leaves of the sources (name -> digest), and of each how much it dropped and why.
@@ -310,20 +311,28 @@ class PipelineLoop:
         """{source: what it alone did to the target}; empty where that is not asked for or nothing fits the tokens."""
         if not change.get("weigh"):
             return {}
-        rung = (change["to_step"] - change["from_step"]) // (WEIGH_PART * len(sources))
+        most = change["recipe"]["steps"] // (WEIGH_PART * len(sources))
         inputs = {"model": change["model"], "seal": self.seal}
         inputs |= {f"data:{name}": digest for name, digest in sorted(sources.items())}
         params = {
-            "recipe": change["recipe"], "tasks": list(self.targets), "steps": max(1, min(WEIGH_STEPS, rung)),
+            "recipe": change["recipe"], "tasks": list(self.targets), "steps": max(1, min(WEIGH_STEPS, most)),
             "items": WEIGH_ITEMS, "max_tokens": bench.left.tokens // WEIGH_PART,
         }
         found: JsonObject = bench.job("weigh", inputs, params, bench.seed("weigh")).values["weighed"]
         return found
 
     def _train(self, change: JsonObject, bench: Bench, sources: Mapping[str, str]) -> JsonObject:
-        """A supervised rung: one job, and before the first one of a base another that weighs the sources."""
+        """A supervised rung: one job, and before the first one of a base another that weighs the sources, by which this
+        recipe's mixture goes already.
+        """
         weighed = self._weighed(change, bench, sources)
-        return {**self._course("train", {}, sources, change, bench), "weighed": weighed}
+        recipe = Recipe.from_json(change["recipe"])
+        if weighed:
+            payoffs = mixture.learned(change.get("payoffs", {}), weighed)
+            mixed = self.settings.space.recipe(recipe.stage, change["genes"], list(self.sources), payoffs).mixture
+            change = {**change, "recipe": recipe.with_mixture(mixed).to_json()}
+        values = self._course("train", {}, sources, change, bench)
+        return {**values, "weighed": weighed, "mixture": change["recipe"]["mixture"]}
 
     def _prefer(self, change: JsonObject, bench: Bench, _: Mapping[str, str]) -> JsonObject:
         """A rung of preferences: one job, which holds on to the base of the study. The pairs that the base makes of its
@@ -414,9 +423,9 @@ class PipelineLoop:
             if last.lesson.get("sound"):
                 model, checkpoint = last.lesson["model"], last.lesson["checkpoint"]
                 trained += last.lesson["steps"]                     # fewer than asked for where it stopped early
-                replayed = _added(replayed, last.evidence.get("data") or {})
+                replayed = seen.added(replayed, last.evidence.get("data") or {})
                 prompts += last.evidence.get("prompts") or 0
-                asked = _asked_too(asked, last.evidence.get("asked") or {})
+                asked = seen.asked_too(asked, last.evidence.get("asked") or {})
             if cut:
                 break
         failed = {Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.REFUSED}
@@ -462,12 +471,13 @@ def _walked(before: Configuration, change: JsonObject, outcome: Outcome, value: 
         return replace(before, hopeless=True, failed=f"{outcome.verdict}: {outcome.reason}"[:200])
     if outcome.verdict in (Verdict.PROMOTED, Verdict.REJECTED):
         through = lesson["reached"] >= change.get("rung_end", change["to_step"])
+        recipe = before.recipe.with_mixture(lesson["mixture"]) if "mixture" in lesson else before.recipe
         return replace(
-            before, step=lesson["reached"], trained=lesson["trained"], model=lesson["model"],
+            before, recipe=recipe, step=lesson["reached"], trained=lesson["trained"], model=lesson["model"],
             checkpoint=lesson["checkpoint"], values=(*before.values, value) if through else before.values,
             timeouts=0 if through else before.timeouts, pairs=lesson.get("pairs"),
-            seen=_added(before.seen, lesson.get("data") or {}),
-            asked=_asked_too(before.asked, lesson.get("asked") or {}),
+            seen=seen.added(before.seen, lesson.get("data") or {}),
+            asked=seen.asked_too(before.asked, lesson.get("asked") or {}),
         )
     if outcome.verdict is Verdict.TIMED_OUT and before.timeouts + 1 < MOST_TIMEOUTS:
         return replace(before, timeouts=before.timeouts + 1)
@@ -479,36 +489,3 @@ def _ranked(entries: Sequence[JsonObject], configuration: Configuration, gain: f
     genes = dict(configuration.genes)
     others = [entry for entry in entries if entry["genes"] != genes]
     return sorted([*others, {"genes": genes, "gain": gain}], key=lambda entry: -entry["gain"])[:BEST_KEPT]
-
-
-def _told(trained: JsonObject, sources: Mapping[str, str | None], selected: JsonObject) -> JsonObject:
-    """{source: {"digest", "rows", "tokens"}} of what was trained on here, and "selected" of every source: what the
-    selection kept and dropped.
-    """
-    used = {name: report for name, report in trained.items() if report["tokens"]}
-    return {
-        name: {
-            "digest": sources.get(name), **{key: used.get(name, {}).get(key, 0) for key in ("rows", "tokens")},
-            **({"selected": selected[name]} if name in selected else {}),
-        }
-        for name in sorted({*used, *selected})
-    }
-
-
-def _added(seen: JsonObject, data: JsonObject) -> JsonObject:
-    """What was seen before and now. A recipe selects once, so a source has the same digest in all its rungs."""
-    more = {
-        name: {**used, **{key: used[key] + seen.get(name, {}).get(key, 0) for key in ("rows", "tokens")}}
-        for name, used in data.items()
-    }
-    return {**seen, **more}
-
-
-def _asked_too(before: JsonObject, asked: JsonObject) -> JsonObject:
-    """{digest: {"task", "prompts"}} of what was asked before and now, with "config" where it was not the task's own."""
-    more = {
-        digest: {key: what[key] for key in ("task", "config") if key in what}
-        | {"prompts": what["prompts"] + before.get(digest, {}).get("prompts", 0)}
-        for digest, what in asked.items()
-    }
-    return {**before, **more}

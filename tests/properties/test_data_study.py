@@ -63,12 +63,12 @@ def test_fixed_shares_are_kept_whatever_the_sources_pay() -> None:
 def finding(world: World, right: float, harmful: int) -> Finding:
     count = {task.name: len(unseen(task)) for task in world.tasks}
     answers = {name: "".join("01"[place % 100 < 100 * right] for place in range(n)) for name, n in count.items()}
-    cycles = ({USEFUL: 50, USELESS: 50, HARMFUL: 50}, {USEFUL: 100 - harmful, USELESS: 0, HARMFUL: harmful})
+    cycles = ({USEFUL: 97, USELESS: 50, HARMFUL: 3}, {USEFUL: 100 - harmful, USELESS: 0, HARMFUL: harmful})
     return Finding(answers, Climb("m", 1, 2, 300, 0, cycles), 60.0)
 
 
 @pytest.mark.parametrize(("learned", "harmful", "met"), [
-    ((0.7, 0.72), 5, True), ((0.7, 0.72), 12, False), ((0.5, 0.7), 5, False),
+    ((0.7, 0.72), 5, True), ((0.7, 0.72), 25, False), ((0.5, 0.7), 5, False),
 ])
 def test_the_page_says_whether_the_requirement_is_met(
     world: World, learned: tuple[float, float], harmful: int, met: bool
@@ -79,5 +79,5 @@ def test_the_page_says_whether_the_requirement_is_met(
     text, holds = data_page.page(world, found, bases, 2, 300)
     assert holds is met
     assert ("**Met**" in text, "**Not met**" in text) == (met, not met)
-    assert f"at most {harmful:.1f} % on any seed" in text
-    assert part_of(HARMFUL, found[0][LEARNED].climb.by_source) == pytest.approx((50 + harmful) / 250)
+    assert f"at most {(3 + harmful) / 2.5:.1f} % on any seed" in text
+    assert part_of(HARMFUL, found[0][LEARNED].climb.by_source) == pytest.approx((3 + harmful) / 250)

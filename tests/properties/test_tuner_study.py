@@ -11,10 +11,11 @@ import pytest
 
 from state.jobs import JobResult, JobSpec
 from state.records import Cost, digest_of
-from studies.tuner import ARMS, OURS, RANDOM, RESTART, SOURCES, STEPS, Course, Field, Moment
+from studies.tuner import ARMS, OURS, RANDOM, RESTART, SOURCES, STEPS, UNWEIGHED, Course, Field, Moment
 from studies.tuner_page import page
 
 ROW = 12
+PAYS = {"language": 0.05, "maths": 0.0, "spoiled": -0.05}
 FIELD = Field(3, "base", dict.fromkeys(SOURCES, "d"), "seal", ())
 
 
@@ -29,6 +30,11 @@ class MakeBelieve:
         if spec.kind == "compare":
             gap = self.skill[spec.inputs["model:new"]] - self.skill[spec.inputs["model:old"]]
             return JobResult({"pooled": {"mean": gap, "n": 999, "p_value": 0.01}}, {}, Cost())
+        if spec.kind == "weigh":
+            assert spec.params["steps"] * len(SOURCES) * 32 * ROW <= spec.params["max_tokens"]
+            each = {"error": 0.001, "rows": 10, "tokens": 10 * ROW}
+            weighed = {name: {"gain": gain, **each} for name, gain in PAYS.items()}
+            return JobResult({"weighed": weighed}, {}, Cost(tokens=len(weighed) * 10 * ROW))
         recipe, first = spec.params["recipe"], spec.params["from_step"]
         cost = recipe["batch"] * ROW
         steps = min(spec.params["to_step"] - first, spec.params["max_tokens"] // cost)
@@ -68,7 +74,7 @@ def test_only_the_loop_goes_on_from_checkpoints_and_only_it_never_repeats_a_step
         assert {spec.params["from_step"] for spec in runs[name][0].trained} == {0}
         assert all("checkpoint" not in spec.inputs for spec in runs[name][0].trained)
     assert {spec.params["to_step"] for spec in runs[RANDOM][0].trained} == {STEPS}
-    assert {spec.params["to_step"] for spec in runs[RESTART][0].trained} == {9, 27, STEPS}
+    assert {spec.params["to_step"] for spec in runs[RESTART][0].trained} == {STEPS // 9, STEPS // 3, STEPS}
     walked: dict[tuple[str, int], set[str]] = defaultdict(set)
     for spec in runs[OURS][0].trained:
         for step in range(spec.params["from_step"], spec.params["to_step"]):
@@ -78,10 +84,12 @@ def test_only_the_loop_goes_on_from_checkpoints_and_only_it_never_repeats_a_step
             walked[key].add(spec.digest)
 
 
-def test_all_arms_begin_with_the_same_recipe_on_the_same_sources(runs: Any) -> None:
-    first = [workshop.trained[0].params["recipe"] for workshop, _ in runs.values()]
-    assert all(recipe == first[0] for recipe in first)
-    assert first[0]["mixture"] == dict.fromkeys(SOURCES, 1 / 3)
+def test_all_arms_begin_with_the_same_recipe_and_only_where_sources_are_weighed_not_on_even_shares(runs: Any) -> None:
+    first = {name: workshop.trained[0].params["recipe"] for name, (workshop, _) in runs.items()}
+    even = dict.fromkeys(SOURCES, 1 / 3)
+    assert all({**recipe, "mixture": even} == {**first[RANDOM], "mixture": even} for recipe in first.values())
+    assert all(first[name]["mixture"] == even for name in (RANDOM, RESTART, UNWEIGHED))
+    assert first[OURS]["mixture"]["language"] > 0.5 > 0.1 > first[OURS]["mixture"]["spoiled"]
 
 
 def test_the_page_says_met_only_where_ours_always_came_there_with_half_the_tokens() -> None:

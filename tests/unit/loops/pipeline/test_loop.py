@@ -14,7 +14,7 @@ from synthetic import BUDGET, World
 
 from loops.cycle import run_cycle
 from loops.loop import Bench
-from loops.pipeline.loop import MOST_VALUES, PipelineLoop, PipelineSettings
+from loops.pipeline.loop import MOST_VALUES, WEIGH_PART, WEIGH_STEPS, PipelineLoop, PipelineSettings
 from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, Deduplicate, Selection, Stage
 from loops.pipeline.space import Ranges
 from loops.reward.loop import RewardLoop, RewardSettings
@@ -62,18 +62,21 @@ def learning(world: World, **settings) -> PipelineLoop:
     return pipeline(world, stages=(Stage.SFT,), sft=replace(QUICK_SFT, mixture={}), **settings)
 
 
-def test_sources_are_weighed_once_for_each_base_and_the_next_recipe_goes_by_it(world):
+def test_sources_are_weighed_once_for_each_base_and_all_its_recipes_go_by_it_the_first_one_too(world):
     world.runner.pays = {"a": 0.05, "b": -0.1}
     loop = learning(world)
     first = world.cycle(loop, 0)
     assert kinds(world)[:3] == ["weigh", "train", "compare"]
     assert world.runner.ran[0].inputs == {"model": world.start, "seal": "seal", "data:a": "a" * 64, "data:b": "b" * 64}
     assert first.evidence["weighed"]["b"]["gain"] == -0.1
+    assert world.runner.ran[0].params["steps"] == WEIGH_STEPS < QUICK_SFT.steps // (WEIGH_PART * 2)
     world.cycle(loop, 1)
     assert kinds(world).count("weigh") == 1
     mixtures = [spec.params["recipe"]["mixture"] for spec in world.runner.ran if spec.kind == "train"]
-    assert mixtures[0] == {"a": 0.5, "b": 0.5}
-    assert mixtures[1]["b"] < 0.1
+    assert all(mixture["b"] < 0.1 for mixture in mixtures)
+    assert first.evidence["mixture"] == mixtures[0]
+    begun = world.state(loop)["studies"][0]["configurations"][0]
+    assert begun["recipe"]["mixture"] == mixtures[0]
     assert loop.propose(world.state(loop), "f" * 64, "f" * 64, 1).change["weigh"] is True
 
 
