@@ -10,7 +10,7 @@ from typing import Final
 from loops.reward.loop import RewardSettings
 from studies.paired import Interval, over_seeds
 from studies.reward import RECIPE, SEGMENT_STEPS, Arm, Trace, after, samples_to, traced
-from studies.sorting import Sorting, world_of
+from studies.sorting import world_of
 from studies.words import filled, points, seeds_in_words, table, verdict
 
 SEEDS: Final = 5
@@ -37,10 +37,10 @@ def pages(folder: Path, seeds: int = SEEDS, items: int = ITEMS) -> Iterator[tupl
     for seed in range(seeds):
         world = world_of(seed, SPARSE, folder / "models")
         starts.append(world.start)
-        sparse[seed] = _traces((*WITH, *WITHOUT), world, items, folder)
+        sparse[seed] = traced((*WITH, *WITHOUT), world, items, folder)
         for level in LEVELS:
             world = world_of(seed, level, folder / "models")
-            dense[level][seed] = _traces((LEARNED, ZERO), world, items // SHORT, folder)
+            dense[level][seed] = traced((LEARNED, ZERO), world, items // SHORT, folder)
         yield page(sparse, dense, starts, seeds, items)
 
 
@@ -86,10 +86,6 @@ The same from models that are right more often, {items // SHORT:,} completions e
 - One task, one model, one learning rate. The features are the product's own, and one of them (places) happens to
   describe the task well; where none does, the loop can only lose what its controls cost.
 """), gap[0] > gap[1]
-
-
-def _traces(arms: Sequence[Arm], world: Sorting, items: int, folder: Path) -> dict[Arm, Trace]:
-    return {arm: traced(arm, world, items, folder) for arm in arms}
 
 
 def _gap(found: Traces, arm: Arm, other: Arm, items: int) -> Interval:
