@@ -4,7 +4,7 @@
 # make soak   the long tests, then hours of the daemon under faults (SOAK_MINUTES=120, FAULTS=2000)
 # make peer   our merges beside those of mergekit, in an environment of its own
 # make example   a real model: SmolLM2-135M-Instruct, two siblings of it, the daemon (examples/smollm2/README.md)
-# make study  NAME=gate   (or search, akiba, data, tuner, reward) a study at its full length; writes docs/studies/NAME.md
+# make study  NAME=gate   (or search, akiba, data, tuner, reward, exploits) a study at its full length; writes docs/studies/NAME.md
 
 PYTHON ?= python3
 BIN := .venv/bin

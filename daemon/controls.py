@@ -159,12 +159,13 @@ def training_of(works: Works, model: str) -> list[JobSpec]:
 
 
 def _carried_out(works: Works, spec: JobSpec) -> JobSpec:
-    """The same training without a cap on tokens, asked for the steps that were done under it."""
+    """The same training without a cap on tokens and in one go, asked for the steps that were done."""
     result = works.jobbook.told(spec.digest)
     assert result is not None
     params, done = {name: value for name, value in spec.params.items() if name != "max_tokens"}, result.values["steps"]
     if spec.kind == "segment":
-        return replace(spec, params={**params, "steps": done})
+        inputs = {name: digest for name, digest in spec.inputs.items() if name != "paused"}
+        return replace(spec, inputs=inputs, params={**params, "steps": done, "pause": None})
     return replace(spec, params={**params, "to_step": params["from_step"] + done})
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
-from studies import akiba_page, data_page, gate_page, reward_page, search_page, tuner_page
+from studies import akiba_page, data_page, exploits_page, gate_page, reward_page, search_page, tuner_page
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "studies"
-PAGES = {"search": search_page, "akiba": akiba_page, "data": data_page, "reward": reward_page}
+PAGES = {
+    "search": search_page, "akiba": akiba_page, "data": data_page, "reward": reward_page, "exploits": exploits_page,
+}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ q on the vault: how often sampling gives the right answer, exactly.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,8 @@ from loops.pipeline.recipe import Recipe, Stage
 from loops.reward.loop import RewardLoop, RewardSettings, arm_of
 from loops.reward.shaping import Shaping, annealed
 from safety.yardstick.scoring import expected_success, load_model
-from state.records import Budget, Candidate, Cycle, JsonObject, canonical, digest_of, seed_from
+from state.jobs import JobResult, JobSpec
+from state.records import Budget, Candidate, Cycle, JsonObject, Outcome, canonical, digest_of, seed_from
 from studies.findings import read_at_start
 from studies.sorting import Sorting
 from studies.world import Workshop, no_descent
@@ -66,27 +67,60 @@ class Arm:
         return Given(RewardSettings(), *given, weights=self.weights)
 
 
-def traced(arm: Arm, world: Sorting, samples: int, folder: Path) -> Trace:
-    """The arm's trace up to that many completions, measured where it is not kept in `folder`."""
+@dataclass(slots=True)
+class Bookkeeping(Workshop):
+    """A workshop that does a job once, whichever arm asks for it first: the jobs of equal specs are equal to the bit.
+    What an arm samples is counted by its trace, not here.
+    """
+
+    done: dict[str, JobResult] = field(default_factory=dict)
+
+    def run(self, spec: JobSpec, *, timeout_seconds: float | None = None) -> JobResult:
+        if spec.digest not in self.done:
+            self.done[spec.digest] = Workshop.run(self, spec)
+        return self.done[spec.digest]
+
+
+def traced(arms: Sequence[Arm], world: Sorting, samples: int, folder: Path) -> dict[Arm, Trace]:
+    """Each arm's trace up to that many completions, measured where it is not kept in `folder`."""
+    found = {arm: _file(arm, world, samples, folder) for arm in arms}
+    with TemporaryDirectory(prefix="kaizend-study-") as scratch:
+        workshop = Bookkeeping(Path(scratch), dict(world.folders))
+        for arm, file in found.items():
+            if not file.is_file():
+                recipe = replace(RECIPE, success_replay=arm.success_replay)
+                start = (0, true_success(world, workshop.folders[world.model]))
+                walked = walk(arm.loop(world), recipe, world, samples, workshop)
+                trace = [start, *((step.samples, step.q) for step in walked)]
+                kept = {"arm": arm.name, "success_replay": arm.success_replay, "trace": trace}
+                file.parent.mkdir(parents=True, exist_ok=True)
+                partial = file.with_suffix(".partial")
+                partial.write_text(canonical(kept))
+                partial.rename(file)
+    traces = {arm: json.loads(file.read_text())["trace"] for arm, file in found.items()}
+    return {arm: [(int(count), float(q)) for count, q in trace] for arm, trace in traces.items()}
+
+
+def _file(arm: Arm, world: Sorting, samples: int, folder: Path) -> Path:
     weights = None if arm.weights is None else dict(arm.weights)
     key = [weights, arm.success_replay, world.seed, world.model, samples, read_at_start(SOURCES)]
-    file = folder / "findings" / f"reward-{world.seed}-{world.level:g}-{digest_of(key)[:16]}.json"
-    if not file.is_file():
-        with TemporaryDirectory(prefix="kaizend-study-") as scratch:
-            trace = _trained(arm, world, samples, Workshop(Path(scratch), dict(world.folders)))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(canonical({"arm": arm.name, "success_replay": arm.success_replay, "trace": trace}))
-        partial.rename(file)
-    return [(int(count), float(q)) for count, q in json.loads(file.read_text())["trace"]]
+    return folder / "findings" / f"reward-{world.seed}-{world.level:g}-{digest_of(key)[:16]}.json"
 
 
-def _trained(arm: Arm, world: Sorting, samples: int, workshop: Workshop) -> Trace:
-    loop, recipe = arm.loop(world), replace(RECIPE, success_replay=arm.success_replay)
-    state, model, checkpoint, trained, spent = loop.start(), world.model, None, 0, 0
-    trace = [(0, true_success(world, workshop.folders[model]))]
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a loop stands after a segment: completions sampled so far, q on the vault, and how the segment ended."""
+
+    samples: int
+    q: float
+    trial: Trial
+    outcome: Outcome
+
+
+def walk(loop: RewardLoop, recipe: Recipe, world: Sorting, samples: int, workshop: Workshop) -> Iterator[Step]:
+    """One segment after the other, each from the last sound one as the product has it, until `samples` are used up."""
+    state, model, checkpoint, trained, spent, segment = loop.start(), world.model, None, 0, 0, 0
     while spent < samples:
-        segment = len(trace) - 1
         here = loop.on({
             "recipe": recipe.to_json(), "checkpoint": checkpoint, "from_step": trained, "steps": SEGMENT_STEPS,
             "segment": segment, "lineage": "study",
@@ -102,8 +136,8 @@ def _trained(arm: Arm, world: Sorting, samples: int, workshop: Workshop) -> Trac
         if outcome.lesson["sound"]:
             model, checkpoint = outcome.lesson["model"], outcome.lesson["checkpoint"]
             trained += outcome.lesson["steps"]
-        trace.append((spent, true_success(world, workshop.folders[model])))
-    return trace
+        segment += 1
+        yield Step(spent, true_success(world, workshop.folders[model]), trial, outcome)
 
 
 def true_success(world: Sorting, folder: Path) -> float:

@@ -22,7 +22,7 @@ from state.database import Database
 from state.jobbook import JobBook
 from state.jobs import JobFailed, JobResult, JobSpec
 from state.ledger import Ledger
-from state.records import Budget, Channel, Cost, Entry, Event, JsonObject, Outcome
+from state.records import Budget, Channel, Cost, Entry, Event, JsonObject, Outcome, digest_of
 from state.registry import Registry
 
 PROBE = 64
@@ -92,12 +92,14 @@ class SyntheticRunner:
 
     def segment(self, spec: JobSpec) -> JobResult:
         asked, recipe = spec.params["steps"], spec.params["recipe"]
-        completions, lengths = recipe["batch"] * recipe["group"], random.Random(spec.digest)
-        steps = tokens = 0
-        while steps < asked and tokens + 10 * completions <= spec.params["max_tokens"]:
+        alike = [spec.seed, spec.inputs["model"], spec.params["shaping"]]            # before a pause and after it
+        completions, lengths = recipe["batch"] * recipe["group"], random.Random(digest_of(alike))
+        until, steps, tokens = spec.params["pause"] or asked, 0, 0
+        while steps < until and tokens + 10 * completions <= spec.params["max_tokens"]:
             steps, tokens = steps + 1, tokens + lengths.randint(6, 10) * completions
         if not steps:
             return nothing_done(spec)
+        begun = self.told(spec.inputs["paused"], "paused")["tokens"] if "paused" in spec.inputs else 0
         before, after = self.skill(spec.inputs["model"]), self.learns(spec, self.skill(spec.inputs["model"]), steps)
         draw = random.Random(spec.params["probe_seed"])
         noise = [draw.gauss(0, 0.01) for _ in range(PROBE)]
@@ -107,8 +109,8 @@ class SyntheticRunner:
             "mixed_groups": 9, "proxy": truth, "truth": truth, "shaping_trace": [0.0] * steps,
             "rank_correlation": 0.4, "q_before": [before + n for n in noise],
             "q_after": [after + n + draw.gauss(0, 0.005) for n in noise], "kl": 0.1, "steps": steps,
-            "cut": asked - steps, "stopped": "no tokens" if steps < asked else None, "tokens": tokens,
-            "prompts": recipe["batch"] * steps, "asked": {
+            "cut": asked - steps if steps < until else 0, "stopped": "no tokens" if steps < until else None,
+            "tokens": tokens, "prompts": recipe["batch"] * steps, "asked": {
                 task["name"]: {"prompts": len(range(number, recipe["batch"] * steps, len(spec.params["tasks"]))),
                                "success": before}
                 for number, task in enumerate(spec.params["tasks"])
@@ -116,7 +118,11 @@ class SyntheticRunner:
                 name[5:]: {"rows": 48 * steps, "tokens": 480 * steps} for name in spec.inputs if name[:5] == "data:"
             },
         }
-        return self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens)
+        made = self._trained(spec, steps, spec.params["from_step"] + steps, values, tokens - begun)
+        if steps == spec.params["pause"]:
+            paused = self.keep("checkpoint", f"paused-{spec.digest[:16]}", {"tokens": tokens, "made_by": spec.digest})
+            made = replace(made, outputs={**made.outputs, "checkpoint:paused": paused})
+        return made
 
     def pairs(self, spec: JobSpec) -> JobResult:
         """As many pairs as prompts where the model is neither always right nor always wrong, or `found_pairs`."""
@@ -175,7 +181,11 @@ class SyntheticRunner:
         return JobResult({"model": facts, "drift": {}}, {}, Cost(1.0))
 
     def skill(self, digest: str) -> float:
-        return float(json.loads((self.registry.path(digest) / "skill.json").read_text())["skill"])
+        return float(self.told(digest, "skill")["skill"])
+
+    def told(self, digest: str, name: str) -> JsonObject:
+        body: JsonObject = json.loads((self.registry.path(digest) / f"{name}.json").read_text())
+        return body
 
     def keep(self, kind: str, name: str, body: JsonObject) -> str:
         folder = self.registry.root / "made" / name
@@ -185,7 +195,7 @@ class SyntheticRunner:
 
     def _trained(self, spec: JobSpec, steps: int, step: int, values: JsonObject, tokens: int) -> JobResult:
         found = spec.inputs.get("checkpoint")
-        stands = json.loads((self.registry.path(found) / "step.json").read_text())["step"] if found else 0
+        stands = self.told(found, "step")["step"] if found else 0
         first = spec.params["from_step"]
         assert stands == first, f"the checkpoint stands at {stands}, asked for is {first}"
         after = self.learns(spec, self.skill(spec.inputs["model"]), steps)

@@ -116,7 +116,7 @@ def weigh(
     """Choose between the arms that finished: "zero", "shaped" or both. `history` ends with the shaped segment.
 
     A shaped arm that rang an alarm or let q collapse is out; its control, where it has one, may still be kept. Where
-    the verdicts themselves are not to be trusted, neither arm is.
+    the verdicts themselves are not to be trusted, neither arm is. Arms that paused are compared by how they stood then.
     """
     control, shaped = arms.get("zero"), arms.get("shaped")
     unbelieved = tuple(inspect_verdicts(control["values"])) if control else ()
@@ -127,7 +127,7 @@ def weigh(
     guard = _guarded(shaped, best_q)
     if control is None:
         return _kept("shaped", shaped, best_q, None, alarms, guard)
-    over_zero = advantage(shaped["values"], control["values"])
+    over_zero = advantage(shaped.get("heat", shaped["values"]), control.get("heat", control["values"]))
     arm = "shaped" if over_zero.clear and not alarms and guard is None else "zero"
     return _kept(arm, arms[arm], best_q, over_zero, alarms, guard)
 

@@ -1,11 +1,12 @@
 """The reward loop: one cycle carries reinforcement on for one segment, under a shaping or under none.
 
 The shaping follows from the state (ALGORITHMS 7): zero unless success is very rare and the evidence speaks. A shaping
-runs beside a zero-shaping control with the same seeds and is kept only where it is clearly better; one that was may go
-on alone for a few segments, one that was not makes room for zero shaping. A segment is promoted only if q rose clearly.
-Training goes on from every segment that is sound, promoted or not: where success is rare, q stands still for long
-before it rises. From one that is not it goes back, with another seed. The strict reward, the cap, the thresholds and
-the monitor are not part of any candidate.
+runs beside a zero-shaping control with the same seeds and is kept only where it is clearly better; where q is measured
+both pause after a few steps, and the better one alone goes on. A shaping that was better goes on as it is, alone, for
+some segments; one that was not makes room for zero shaping, for longer each time. A segment is promoted only if q rose
+clearly. Training goes on from every segment that is sound, promoted or not: where success is rare, q stands still for
+long before it rises. From one that is not it goes back, with another seed. The strict reward, the cap, the thresholds
+and the monitor are not part of any candidate.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ STRONGEST: Final = 0.4
 """Upper limit of B0; the cap on any strength is .5 (`shaping.CAP`)."""
 STRIKES: Final = 3
 AVOIDED_SEGMENTS: Final = 10
-PROVEN_SEGMENTS: Final = 4
+HEAT_STEPS: Final = 8
+"""A shaping and its control run side by side for so many steps of a segment, where q is measured."""
+PROVEN_SEGMENTS: Final = 8
 """A shaping that was clearly better than its control runs so many segments without one, where q is measured."""
-RESTING_SEGMENTS: Final = 4
-"""One that was not clearly better leaves so many segments to zero shaping."""
+RESTING_SEGMENTS: Final = 1
+"""One that was not clearly better leaves so many segments to zero shaping, and twice as many each time that the next
+comparison ends so, too.
+"""
 NEAR: Final = 0.2
 """Shapings whose weights differ by less (sum of absolute differences) count as the same."""
 HISTORY: Final = 4
@@ -108,7 +113,7 @@ class RewardLoop:
         return {
             "segments": 0, "evidence": Evidence.empty(self.settings.allowed).to_json(), "switch": str(Switch.OFF),
             "scale": 1.0, "strikes": 0, "avoid": [], "blocked": [], "best": None, "history": [],
-            "learned": None, "proven": None, "resting": 0, "levels": {},
+            "learned": None, "proven": None, "resting": 0, "setbacks": 0, "levels": {},
         }
 
     def propose(
@@ -119,7 +124,7 @@ class RewardLoop:
         change = {
             "shaping": shaping.to_json(), "recipe": task["recipe"], "model": base, "checkpoint": task["checkpoint"],
             "from_step": task["from_step"], "steps": task["steps"], "segment": task["segment"],
-            "lineage": task["lineage"], "control": shaping.is_zero or not self._proven(state, shaping),
+            "lineage": task["lineage"], "control": shaping.is_zero or shaping.weights != self._proven(state),
         }
         if "sources" in task:
             change["sources"] = task["sources"]
@@ -133,9 +138,11 @@ class RewardLoop:
         """The shaping that the state calls for at one step; zero unless everything speaks for it."""
         if state["switch"] != Switch.ON or frozen(state) or state["segments"] < state.get("resting", 0):
             return ZERO
+        strength = annealed(self.settings.strength * state["scale"], step, horizon)
+        if proven := self._proven(state):
+            return Shaping(proven, strength)
         evidence = self._evidence(state)
         blocked = set(state["blocked"])
-        strength = annealed(self.settings.strength * state["scale"], step, horizon)
         for _ in range(len(state["avoid"]) + 1):
             shaping = Shaping(bounded(evidence.weights(set(self.settings.allowed) - blocked)), strength)
             if shaping.is_zero:
@@ -145,14 +152,13 @@ class RewardLoop:
             blocked.add(str(shaping.heaviest))
         return ZERO
 
-    def _proven(self, state: JsonObject, shaping: Shaping) -> bool:
-        """Whether one like it has lately been better than a control, and q can tell without one when it no longer is.
+    def _proven(self, state: JsonObject) -> dict[str, float] | None:
+        """The weights that were lately better than a control, as long as q can tell without one if they no longer are.
         """
         proven = state.get("proven")
-        return bool(
-            proven and self.settings.references and state["segments"] < proven["until"]
-            and _near(shaping.weights, proven["weights"])
-        )
+        if not proven or not self.settings.references or state["segments"] >= proven["until"]:
+            return None
+        return dict(proven["weights"]) if proven["weights"].keys() <= set(self.settings.allowed) else None
 
     def run(self, candidate: Candidate, bench: Bench) -> Trial:
         state = bench.cycle.state
@@ -160,20 +166,33 @@ class RewardLoop:
         shaping = _carried_out(candidate.change, learned)
         tried = {"zero": ZERO} if shaping.is_zero or candidate.change.get("control", True) else {}
         tried |= {} if shaping.is_zero else {"shaped": shaping}
-        max_tokens = bench.left.tokens // len(tried)
-        specs = [self.spec(candidate.change, each, max_tokens, learned, bench) for each in tried.values()]
-        arms = {name: arm_of(result) for name, result in zip(tried, bench.jobs(specs), strict=True)}
-        first = next(iter(arms.values()))
-        if "failed" in first:
-            raise JobFailed(first["failed"], Verdict(first["verdict"]))
-        best = state["best"] if state["best"] and state["best"]["lineage"] == candidate.change["lineage"] else None
-        values = {
-            "arms": arms, "best_q": best["q"] if best else None,
-            "history": _lengthened(
-                [] if levels.moved(state, candidate.change) else state["history"], arms.get("shaped")
-            ), "learned": learned,
+        heat = len(tried) > 1 and self.settings.references and candidate.change["steps"] > HEAT_STEPS
+        max_tokens, pause = bench.left.tokens // len(tried), HEAT_STEPS if heat else None
+        specs = {
+            name: self.spec(candidate.change, each, max_tokens, learned, bench, pause) for name, each in tried.items()
         }
-        return Trial(arms[_weighed(values).arm]["model"], values)
+        results = bench.jobs(list(specs.values()))
+        arms = {name: arm_of(result) for name, result in zip(specs, results, strict=True)}
+        _stop_if_failed(next(iter(arms.values())))
+        values = self._values(arms, candidate, state, learned)
+        while "paused" in arms[kept := _weighed(values).arm]:
+            (result,) = bench.jobs([_rest_of(specs[kept], arms[kept], bench.left.tokens)])
+            whole = arm_of(result)
+            if kept == "zero":
+                _stop_if_failed(whole)
+            arms[kept] = whole if "failed" in whole else {**whole, "heat": arms[kept]["values"]}
+            values = self._values(arms, candidate, state, learned)
+        return Trial(arms[kept]["model"], values)
+
+    def _values(
+        self, arms: Mapping[str, JsonObject], candidate: Candidate, state: JsonObject, learned: JsonObject | None
+    ) -> JsonObject:
+        best = state["best"] if state["best"] and state["best"]["lineage"] == candidate.change["lineage"] else None
+        history = [] if levels.moved(state, candidate.change) else state["history"]
+        return {
+            "arms": dict(arms), "best_q": best["q"] if best else None,
+            "history": _lengthened(history, arms.get("shaped")), "learned": learned,
+        }
 
     def judge(self, candidate: Candidate, trial: Trial) -> Outcome:
         """PROMOTED where the kept arm's q rose by more than one standard error; evidence names the arm and why."""
@@ -255,9 +274,10 @@ class RewardLoop:
         )
 
     def spec(
-        self, change: JsonObject, shaping: Shaping, max_tokens: int, learned: JsonObject | None, bench: Bench
+        self, change: JsonObject, shaping: Shaping, max_tokens: int, learned: JsonObject | None, bench: Bench,
+        pause: int | None = None,
     ) -> JobSpec:
-        """One arm. Both arms have the same seeds and tokens and differ in nothing but the shaping."""
+        """One arm. Both arms have the same seeds and tokens, pause together, and differ in nothing but the shaping."""
         inputs = {"model": change["model"], "seal": self.seal}
         evidence = self._evidence(bench.cycle.state)
         if learned and learned["model"] is not None:
@@ -272,7 +292,7 @@ class RewardLoop:
             "evidence": evidence.to_json(),
             "probe_seed": bench.seed("probe"), "probe_items": self.settings.probe_items,
             "proxy_strength": STRONGEST, "references": self.settings.references,
-            "max_tokens": max_tokens,
+            "max_tokens": max_tokens, "pause": pause,
         }
         if asked := levels.asked(change):
             params["levels"] = asked
@@ -300,16 +320,18 @@ def _carried_out(change: JsonObject, learned: JsonObject | None) -> Shaping:
 def _standing(state: JsonObject, shaping: Shaping, segments: int, outcome: Outcome) -> JsonObject:
     """Which shaping may go without a control, and until when there is none, after a segment under this one."""
     seen = outcome.evidence
-    proven, resting = state.get("proven"), state.get("resting", 0)
+    stands = {"proven": state.get("proven"), "resting": state.get("resting", 0), "setbacks": state.get("setbacks", 0)}
     if shaping.is_zero:
-        return {"proven": proven, "resting": resting}
+        return stands
     if seen.get("alarms") or seen.get("guard") or seen.get("arm") is None:
-        return {"proven": None, "resting": resting}
+        return {**stands, "proven": None}
     if seen.get("over_zero") is None:                                   # it had no control
-        return {"proven": proven, "resting": resting}
+        return stands
     if seen["arm"] == "shaped":
-        return {"proven": {"weights": dict(shaping.weights), "until": segments + PROVEN_SEGMENTS}, "resting": resting}
-    return {"proven": None, "resting": segments + RESTING_SEGMENTS}
+        proven = {"weights": dict(shaping.weights), "until": segments + PROVEN_SEGMENTS}
+        return {**stands, "proven": proven, "setbacks": 0}
+    rest = RESTING_SEGMENTS * 2**stands["setbacks"]
+    return {"proven": None, "resting": segments + rest, "setbacks": stands["setbacks"] + 1}
 
 
 def _replayed(change: JsonObject, sources: Mapping[str, str]) -> Mapping[str, str]:
@@ -319,13 +341,24 @@ def _replayed(change: JsonObject, sources: Mapping[str, str]) -> Mapping[str, st
 
 
 def arm_of(result: JobResult | JobFailed) -> JsonObject:
+    """What an arm came to; "paused" where it can go on from there."""
     if isinstance(result, JobFailed):
         return {"failed": str(result), "verdict": str(result.verdict)}
     if not result.outputs:                                              # no step fitted into its tokens
         return {"failed": result.values["stopped"], "verdict": str(Verdict.TIMED_OUT)}
-    return {
-        "model": result.outputs["model"], "checkpoint": result.outputs["checkpoint"], "values": result.values,
-    }
+    arm = {"model": result.outputs["model"], "checkpoint": result.outputs["checkpoint"], "values": result.values}
+    return arm | ({"paused": result.outputs["checkpoint:paused"]} if "checkpoint:paused" in result.outputs else {})
+
+
+def _rest_of(spec: JobSpec, arm: JsonObject, tokens: int) -> JobSpec:
+    """The same arm from where it paused to the segment's end, with so many tokens more."""
+    params = {**spec.params, "pause": None, "max_tokens": arm["values"]["tokens"] + tokens}
+    return replace(spec, inputs={**spec.inputs, "paused": arm["paused"]}, params=params)
+
+
+def _stop_if_failed(arm: JsonObject) -> None:
+    if "failed" in arm:
+        raise JobFailed(arm["failed"], Verdict(arm["verdict"]))
 
 
 def _weighed(values: JsonObject) -> Weighing:

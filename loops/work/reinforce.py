@@ -1,10 +1,11 @@
 """The job "segment": some steps of group-relative policy gradient with a verifier, under one shaping, with TRL.
 
 inputs   model, checkpoint (to carry on from `from_step`), seal, reward_model (for the learned feature),
-         data:<source> ... (replay)
+         data:<source> ... (replay), paused (to go on within the segment)
 params   recipe, shaping, tasks (targets), steps, from_step, evidence, probe_seed, probe_items, save_steps,
-         proxy_strength, references, max_tokens (None: no cap), levels {task: config of its questions}
-outputs  model (adapter merged), checkpoint
+         proxy_strength, references, max_tokens (None: no cap), pause (None: in one go),
+         levels {task: config of its questions}
+outputs  model (adapter merged), checkpoint, checkpoint:paused (where it paused)
 values   evidence, success, groups, mixed_groups, proxy, truth, shaping_trace, rank_correlation, canaries, disagreement,
          q_before, q_after, kl, entropy, tokens, steps, cut, stopped, learned, prompts,
          asked {task: {"prompts", "success"}},
@@ -16,6 +17,10 @@ another mind (None: no target has one).
 
 A step is begun only if it stays within `max_tokens` however long its answers become; "cut" counts the steps that were
 left undone for that. Where not even one fits, there are no outputs and "steps" is 0.
+
+A segment may pause after `pause` of its steps: its values are those of the steps so far, and the rest, which takes
+"checkpoint:paused" as `paused`, ends with the bits and the values of a segment that never paused. Tokens and items of
+the result count what each of the two did itself, "tokens" and `max_tokens` all from the segment's first step on.
 
 R = r0 + B sum a_k c_k (phi_k - 1/2), divided by .3 and not by a deviation. The target is never shown: prompts are
 fresh search items, references only tell features apart and measure q. A pure function of the spec and its inputs.
@@ -81,6 +86,7 @@ class Errand:
     proxy_strength: float
     references: bool
     max_tokens: int | None
+    pause: int | None
     levels: Mapping[str, JsonObject]
     seed: int
 
@@ -89,19 +95,24 @@ class Errand:
         """A later segment asks other questions, whatever seed it has."""
         return seed_from(self.seed, "questions", self.steps.start)
 
+    def pauses(self, step: int) -> bool:
+        return self.pause is not None and step == self.steps.start + self.pause
+
     @classmethod
     def of(cls, spec: JobSpec) -> Errand:
         params = spec.params
         first = params["from_step"]
         if params["steps"] < 1:
             raise ValueError(f"a segment of {params['steps']} steps was asked for")
+        if params.get("pause") is not None and params["pause"] not in range(1, params["steps"]):
+            raise ValueError(f"a segment of {params['steps']} steps cannot pause after {params['pause']}")
         evidence, references = params.get("evidence"), params.get("references", True)
         return cls(
             Recipe.from_json(params["recipe"]), Shaping.from_json(params["shaping"]),
             [TaskSpec.from_json(body) for body in params["tasks"]], range(first, first + params["steps"]),
             Evidence.from_json(evidence) if evidence else Evidence.empty(FEATURES), params["probe_seed"],
             params.get("probe_items", PROBE_ITEMS) if references else 0, params.get("save_steps", SAVE_STEPS),
-            params.get("proxy_strength", PROXY_STRENGTH), references, params.get("max_tokens"),
+            params.get("proxy_strength", PROXY_STRENGTH), references, params.get("max_tokens"), params.get("pause"),
             params.get("levels", {}), spec.seed,
         )
 
@@ -133,7 +144,9 @@ def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
         errand.question_seed, errand.probe_items, errand.probe_seed, errand.levels,
     )
     given = take_up(learner, desk.inputs.get("checkpoint"), errand.recipe, errand.steps.start)
-    found = checkpoint.latest(desk.folder / "steps")
+    paused = _paused(errand, desk)
+    found = checkpoint.latest(desk.folder / "steps") or paused
+    before = (len(paused.state["truths"]), paused.state["tokens"]) if paused else (0, 0)
     record = Record(**found.state) if found else Record(
         errand.steps.start, errand.evidence.to_json(), given.get("right", [])
     )
@@ -143,11 +156,21 @@ def _attempt(errand: Errand, desk: Desk, micro_batch: int) -> Produced:
             return Produced({"steps": 0, "tokens": 0, "stopped": out_of_tokens(errand.max_tokens, 0)})
         record.q_before = _expected(learner, exercises)
     record.micro_batch = micro_batch or record.micro_batch
-    if not record.stopped:
+    if not record.stopped and not errand.pauses(record.step):
         _run(errand, desk, learner, exercises, replay, record, found)
     elif found:
         learner.restore(found)
-    return _finish(errand, desk, learner, exercises, record)
+    return _finish(errand, desk, learner, exercises, record, before)
+
+
+def _paused(errand: Errand, desk: Desk) -> Checkpoint | None:
+    """Where the segment paused before. ValueError where that is torn, or no moment of this segment."""
+    if "paused" not in desk.inputs:
+        return None
+    found = checkpoint.read(desk.inputs["paused"])
+    if found is None or found.state["step"] not in errand.steps[1:] or found.state["stopped"]:
+        raise ValueError("the segment did not pause within these steps, or the files of its pause are torn")
+    return found
 
 
 def _affords(errand: Errand, exercises: Exercises, replay: Replay, record: Record) -> bool:
@@ -200,7 +223,7 @@ def _run(
         record.stopped = reason_to_stop(record.flat, record.clipped, record.entropy, record.kl)
         if short and record.stopped is None:
             record.stopped, record.cut = out_of_tokens(errand.max_tokens, len(record.truth)), ahead
-        return record.stopped
+        return "paused" if errand.pauses(step) else record.stopped
 
     def save(step: int) -> None:
         checkpoint.write_step(desk.folder / "steps", step, learner.groups(whole=False), record.to_json())
@@ -265,11 +288,16 @@ def _replayed(errand: Errand, desk: Desk, learner: Learner, record: Record) -> J
     return used_of(rows, tokenise(rows, places.reshape(-1).tolist(), learner.tokenizer), places.reshape(-1).tolist())
 
 
-def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, record: Record) -> Produced:
+def _finish(
+    errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, record: Record, before: tuple[int, int]
+) -> Produced:
     outputs = {"model": desk.folder / "model", "checkpoint": desk.folder / "checkpoint"}
     q_after = _expected(learner, exercises)
     state = standing(errand.recipe, record.step) | {"right": record.right}
     checkpoint.write(outputs["checkpoint"], learner.groups(whole=True), state)
+    if errand.pauses(record.step) and not record.stopped:
+        outputs["checkpoint:paused"] = desk.folder / "paused"
+        checkpoint.write(outputs["checkpoint:paused"], learner.groups(whole=False), record.to_json())
     learner.save(outputs["model"])
     values = {
         "evidence": record.evidence, "success": sum(record.truths) / len(record.truths), "steps": len(record.truth),
@@ -282,7 +310,7 @@ def _finish(errand: Errand, desk: Desk, learner: Learner, exercises: Exercises, 
         "prompts": errand.recipe.batch * len(record.truth), "asked": _asked(errand, record),
         "replayed": _replayed(errand, desk, learner, record),
     }
-    return Produced(values, outputs, items=len(record.truths), tokens=record.tokens)
+    return Produced(values, outputs, items=len(record.truths) - before[0], tokens=record.tokens - before[1])
 
 
 def _asked(errand: Errand, record: Record) -> JsonObject:

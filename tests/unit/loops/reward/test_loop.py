@@ -9,8 +9,10 @@ import pytest
 from synthetic import BUDGET, World, evidence_after
 
 from loops.pipeline.recipe import GRPO
+from loops.reward.arms import paired
 from loops.reward.loop import (
     AVOIDED_SEGMENTS,
+    HEAT_STEPS,
     PROVEN_SEGMENTS,
     RESTING_SEGMENTS,
     RewardLoop,
@@ -79,9 +81,17 @@ def test_a_rejected_segment_is_tried_again_with_another_seed(tmp_path):
     world.close()
 
 
+def segments(world) -> list[JobSpec]:
+    return [spec for spec in world.runner.ran if spec.kind == "segment"]
+
+
+def hampered(spec, skill, steps):
+    return skill + (0.01 if spec.params["shaping"]["weights"] else 0.03)
+
+
 def test_a_shaping_runs_beside_a_control_that_differs_in_nothing_else(world):
     outcome = world.cycle(begun(spoken(reward())), 0)
-    zero, shaped = (spec for spec in world.runner.ran if spec.kind == "segment")
+    zero, shaped, _ = segments(world)
     assert (zero.seed, zero.inputs) == (shaped.seed, shaped.inputs)
     assert {k: v for k, v in zero.params.items() if k != "shaping"} == {
         k: v for k, v in shaped.params.items() if k != "shaping"
@@ -91,13 +101,87 @@ def test_a_shaping_runs_beside_a_control_that_differs_in_nothing_else(world):
     assert outcome.verdict is Verdict.PROMOTED
 
 
-def test_the_arms_of_a_segment_share_its_tokens_evenly(world):
-    outcome = world.cycle(begun(spoken(reward())), 0, budget=replace(BUDGET, tokens=5001))
-    arms = [spec for spec in world.runner.ran if spec.kind == "segment"]
-    assert [spec.params["max_tokens"] for spec in arms] == [2500, 2500]
-    assert 0 < outcome.cost.tokens <= 5001
+def test_after_a_few_steps_the_better_arm_goes_on_alone_from_where_it_paused(world):
+    outcome = world.cycle(begun(spoken(reward())), 0)
+    zero, shaped, rest = segments(world)
+    assert (zero.params["pause"], shaped.params["pause"], rest.params["pause"]) == (HEAT_STEPS, HEAT_STEPS, None)
+    paused = world.runner.book.result(shaped.digest).outputs["checkpoint:paused"]
+    assert rest.inputs == {**shaped.inputs, "paused": paused}
+    changed = {"pause", "max_tokens"}
+    assert {k: v for k, v in rest.params.items() if k not in changed} == {
+        k: v for k, v in shaped.params.items() if k not in changed
+    }
+    assert (outcome.lesson["steps"], outcome.evidence["arm"]) == (12, "shaped")
+    heats = [world.runner.book.result(spec.digest).values["q_after"] for spec in (shaped, zero)]
+    assert outcome.evidence["over_zero"] == paired(*heats).to_json()
+
+
+def test_where_the_shaping_loses_the_heat_the_control_goes_on(tmp_path):
+    world = World(tmp_path, learns=hampered)
+    outcome = world.cycle(begun(spoken(reward())), 0)
+    zero, _, rest = segments(world)
+    assert rest.params["shaping"] == zero.params["shaping"]
+    assert (outcome.lesson["steps"], outcome.evidence["arm"]) == (12, "zero")
+    world.close()
+
+
+def test_a_shaping_that_collapses_after_the_heat_is_out_and_its_control_goes_on(tmp_path):
+    def learns(spec, skill, steps):
+        shaped = bool(spec.params["shaping"]["weights"])
+        return 0.01 if shaped and steps > HEAT_STEPS else skill + (0.05 if shaped else 0.03)
+
+    world = World(tmp_path, learns=learns)
+    outcome = world.cycle(begun(spoken(reward())), 0)
+    assert ["paused" in spec.inputs for spec in segments(world)] == [False, False, True, True]
+    assert (outcome.evidence["arm"], outcome.evidence["blocked"], outcome.lesson["steps"]) == ("zero", "places", 12)
+    world.close()
+
+
+def test_a_shaping_that_fails_after_the_heat_leaves_its_control_to_go_on(world):
+    def fail(spec):
+        if "paused" in spec.inputs and spec.params["shaping"]["weights"]:
+            raise JobFailed("diverged")
+
+    world.runner.faults = fail
+    outcome = world.cycle(begun(spoken(reward())), 0)
+    assert (outcome.evidence["arm"], outcome.lesson["steps"]) == ("zero", 12)
+    assert outcome.evidence["shaped_failed"] == "diverged"
+
+
+def test_a_control_that_fails_after_the_heat_fails_the_cycle_with_its_reason(tmp_path):
+    def fail(spec):
+        if "paused" in spec.inputs:
+            raise JobFailed("diverged")
+
+    world = World(tmp_path, learns=hampered)
+    world.runner.faults = fail
+    outcome = world.cycle(begun(spoken(reward())), 0)
+    assert (outcome.verdict, outcome.reason) == (Verdict.CRASHED, "diverged")
+    world.close()
+
+
+def test_without_references_both_arms_run_to_the_end(world):
+    loop = begun(spoken(reward(references=False, approved=("places",))), references=False, approved=("places",))
+    world.cycle(loop, 0)
+    assert [(spec.params["pause"], "paused" in spec.inputs) for spec in segments(world)] == [(None, False)] * 2
+
+
+def test_the_arms_of_a_segment_share_its_tokens_evenly_and_the_better_one_gets_what_is_left(world):
+    outcome = world.cycle(begun(spoken(reward())), 0, budget=replace(BUDGET, tokens=9001))
+    arms = segments(world)
+    heats = [world.runner.book.result(spec.digest).values["tokens"] for spec in arms[:2]]
+    assert [spec.params["max_tokens"] for spec in arms] == [4500, 4500, 9001 - sum(heats) + heats[1]]
+    assert sum(heats) < outcome.cost.tokens <= 9001
     assert outcome.lesson["steps"] + outcome.lesson["cut"] == 12
-    assert outcome.lesson["cut"] > 0
+
+
+def test_without_tokens_for_the_heat_both_arms_end_where_these_do(world):
+    outcome = world.cycle(begun(spoken(reward())), 0, budget=replace(BUDGET, tokens=3001))
+    assert [spec.params["max_tokens"] for spec in segments(world)] == [1500, 1500]
+    assert 0 < outcome.cost.tokens <= 3001
+    assert len(segments(world)) == 2
+    assert 0 < outcome.lesson["steps"] < HEAT_STEPS
+    assert outcome.lesson["steps"] + outcome.lesson["cut"] == 12
 
 
 def test_an_arm_alone_has_all_tokens(world):
@@ -120,11 +204,12 @@ def test_a_shaping_that_gains_nothing_over_zero_is_dropped_and_the_control_is_wh
     world.close()
 
 
-def test_a_shaping_that_beat_its_control_goes_on_alone_for_four_segments(world):
+def test_a_shaping_that_beat_its_control_goes_on_as_it_is_alone_for_eight_segments(world):
     loop = begun(spoken(reward()))
     outcome = world.cycle(loop, 0)
     assert outcome.evidence["arm"] == "shaped"
-    state = {**spoken(reward()), **{key: world.state(loop)[key] for key in ("proven", "resting", "segments")}}
+    kept = ("proven", "resting", "setbacks", "segments")
+    state = {**spoken(reward()), **{key: world.state(loop)[key] for key in kept}}
     for _ in range(PROVEN_SEGMENTS):
         candidate = loop.propose(state, world.start, world.start, 0)
         trial = loop.run(candidate, _Bench(world, state))
@@ -132,8 +217,18 @@ def test_a_shaping_that_beat_its_control_goes_on_alone_for_four_segments(world):
         outcome = loop.judge(candidate, trial)
         assert (outcome.evidence["arm"], outcome.evidence["over_zero"]) == ("shaped", None)
         learned = loop.learn(state, candidate, outcome)
-        state = {**state, **{key: learned[key] for key in ("proven", "resting", "segments")}}
+        state = {**state, **{key: learned[key] for key in kept}}
     assert loop.propose(state, world.start, world.start, 0).change["control"]
+
+
+def test_what_was_proven_is_what_goes_on_whatever_newer_evidence_says(world):
+    proven = {"weights": {"overlap": 0.5, "prefix": 0.5}, "until": 3}
+    loop = reward()
+    state = spoken(loop, proven=proven)
+    assert loop.shaping(state, 0, 100).weights == proven["weights"]
+    assert loop.shaping({**state, "segments": 3}, 0, 100).weights.keys() == {"places"}
+    assert reward(features=("places", "prefix")).shaping(state, 0, 100).weights != proven["weights"]
+    assert loop.shaping({**state, "switch": "closed"}, 0, 100).is_zero
 
 
 def test_without_references_a_shaping_never_goes_without_its_control(world):
@@ -154,15 +249,27 @@ def test_a_shaping_that_collapses_alone_is_blocked_and_training_does_not_go_on_f
     world.close()
 
 
-def test_after_a_shaping_that_gained_nothing_over_zero_four_segments_have_none(tmp_path):
+def test_after_a_shaping_that_gained_nothing_over_zero_some_segments_have_none_and_more_each_time(tmp_path):
     world = World(tmp_path, learns=lambda spec, skill, steps: skill + 0.03)
-    loop = begun(spoken(reward()))
-    world.cycle(loop, 0)
-    state = world.state(loop)
-    for segment in range(1, RESTING_SEGMENTS + 2):
-        resting = spoken(loop, resting=state["resting"], segments=segment)
-        assert loop.shaping(resting, 0, 100).is_zero == (segment <= RESTING_SEGMENTS)
+    loop, segments, setbacks, rests = reward(), 0, 0, []
+    for ordinal in range(3):
+        state = spoken(loop, segments=segments, setbacks=setbacks)
+        world.ledger.set_loop_state(loop.name, state, "evidence")
+        world.cycle(loop, ordinal)
+        told = world.state(loop)
+        began, setbacks = told["segments"], told["setbacks"]
+        segments = began
+        while loop.shaping(spoken(loop, segments=segments, resting=told["resting"]), 0, 100).is_zero:
+            segments += 1
+        rests.append(segments - began)
+    assert rests == [RESTING_SEGMENTS, 2 * RESTING_SEGMENTS, 4 * RESTING_SEGMENTS]
     world.close()
+
+
+def test_a_shaping_that_beats_its_control_ends_the_setbacks(world):
+    loop = begun(spoken(reward(), setbacks=3))
+    world.cycle(loop, 0)
+    assert world.state(loop)["setbacks"] == 0
 
 
 def test_an_alarm_halves_the_strength_counts_a_strike_and_shuns_the_shaping(world):
@@ -239,7 +346,7 @@ def test_after_three_alarms_segments_go_on_without_any_shaping_until_the_loop_is
     assert [spec.params["shaping"]["weights"] for spec in world.runner.ran if spec.kind == "segment"][-1] == {}
     world.ledger.set_loop_state(loop.name, {**rearm(world.state(loop)), "switch": "on"}, "re-armed")
     world.cycle(loop, 4)
-    assert world.runner.ran[-2].params["shaping"]["weights"] or world.runner.ran[-1].params["shaping"]["weights"]
+    assert any(spec.params["shaping"]["weights"] for spec in segments(world)[-3:])
 
 
 def test_a_shunned_shaping_may_come_back_after_ten_segments(world):

@@ -115,6 +115,57 @@ def test_a_later_segment_carries_moments_and_own_successes_on(
     assert states[1]["right"][:len(states[0]["right"])] == states[0]["right"]
 
 
+@pytest.mark.parametrize("changes", [
+    {}, {"beta": 0.05, "adapter": {"kind": "lora", "rank": 4, "alpha": 8.0}},
+])
+def test_one_that_pauses_and_goes_on_ends_with_the_bits_of_one_that_did_not(
+    classroom: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    spec = segment_spec(**changes)
+    undisturbed = segment(spec, desk(classroom, tmp_path / "undisturbed"))
+    first = segment(replace(spec, params={**spec.params, "pause": 3}), desk(classroom, tmp_path / "first"))
+    assert (first.values["steps"], first.values["cut"], first.values["stopped"]) == (3, 0, None)
+    assert first.values["truth"] == undisturbed.values["truth"][:3]
+    rest = segment(spec, desk(classroom, tmp_path / "rest", paused=first.outputs["checkpoint:paused"]))
+    assert rest.values == undisturbed.values
+    assert (first.items + rest.items, first.tokens + rest.tokens) == (undisturbed.items, undisturbed.tokens)
+    for output in ("model", "checkpoint"):
+        assert hashes(rest.outputs[output]) == hashes(undisturbed.outputs[output])
+    assert "checkpoint:paused" not in rest.outputs
+
+
+def test_one_that_broke_off_where_it_pauses_does_not_go_further(classroom: Path, tmp_path: Path) -> None:
+    spec = segment_spec(save_steps=3)
+    spec = replace(spec, params={**spec.params, "pause": 3})
+    undisturbed = segment(spec, desk(classroom, tmp_path / "undisturbed"))
+    disturbed = desk(classroom, tmp_path / "disturbed")
+
+    def trip(done: float, note: str) -> None:
+        if note == "step 3":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment(spec, replace(disturbed, progress=trip))
+    again = segment(spec, disturbed)
+    assert again.values == undisturbed.values
+    for output in ("model", "checkpoint", "checkpoint:paused"):
+        assert hashes(again.outputs[output]) == hashes(undisturbed.outputs[output])
+
+
+def test_a_pause_of_another_segment_is_refused(classroom: Path, tmp_path: Path) -> None:
+    spec = segment_spec()
+    with pytest.raises(ValueError, match="cannot pause"):
+        segment(replace(spec, params={**spec.params, "pause": 9}), desk(classroom, tmp_path / "late"))
+    paused = segment(replace(spec, params={**spec.params, "pause": 3}), desk(classroom, tmp_path / "first"))
+    given = {"paused": paused.outputs["checkpoint:paused"], "checkpoint": paused.outputs["checkpoint"]}
+    with pytest.raises(ValueError, match="did not pause within"):
+        segment(segment_spec(3, 8), desk(classroom, tmp_path / "later", **given))
+    torn = paused.outputs["checkpoint:paused"]
+    (torn / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="torn"):
+        segment(spec, desk(classroom, tmp_path / "torn", paused=torn))
+
+
 def test_no_question_is_sealed_and_none_is_in_the_probe(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(["one"])
     task = TaskSpec.from_json(TASK)
