@@ -1,4 +1,4 @@
-"""What a configuration was trained on and asked: rows and tokens of its sources, what selections left, prompts. Pure."""
+"""What a configuration was trained on and asked: rows and tokens of sources, what selections left, prompts. Pure."""
 
 from __future__ import annotations
 

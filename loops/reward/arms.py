@@ -127,9 +127,15 @@ def weigh(
     guard = _guarded(shaped, best_q)
     if control is None:
         return _kept("shaped", shaped, best_q, None, alarms, guard)
-    over_zero = advantage(shaped.get("heat", shaped["values"]), control.get("heat", control["values"]))
+    over_zero = advantage(_compared(shaped), _compared(control))
     arm = "shaped" if over_zero.clear and not alarms and guard is None else "zero"
     return _kept(arm, arms[arm], best_q, over_zero, alarms, guard)
+
+
+def _compared(arm: JsonObject) -> JsonObject:
+    """An arm's values as they are compared: those of where it paused, if it did."""
+    found: JsonObject = arm["heat"] if "heat" in arm else arm["values"]
+    return found
 
 
 def _kept(
