@@ -127,7 +127,7 @@ def weigh(
     guard = _guarded(shaped, best_q)
     if control is None:
         return _kept("shaped", shaped, best_q, None, alarms, guard)
-    over_zero = advantage(shaped.get("heat", shaped["values"]), control.get("heat", control["values"]))
+    over_zero = advantage(shaped.get("heat") or shaped["values"], control.get("heat") or control["values"])
     arm = "shaped" if over_zero.clear and not alarms and guard is None else "zero"
     return _kept(arm, arms[arm], best_q, over_zero, alarms, guard)
 
