@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 15         # entries worked on at a time on a CPU: they stay in its cache, and no thread waits for another
+BLOCK = 1 << 17         # entries worked on at a time on a CPU: enough that threads rarely wait for each other in Python
 DEVICE_BLOCK = 1 << 26  # the same on an accelerator
 
 Join = Callable[[Tensor, Sequence[Tensor]], Tensor]
@@ -93,13 +93,13 @@ def sign_elected(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[floa
     base = base.float()
     terms = [prune(delta, place) * weights[place] for place, delta in enumerate(deltas(base, tensors))]
     sign, agreeing = elected(terms)
-    return base + sign * (total(agreeing) / total([each.sign() for each in agreeing]).clamp(min=1.0))
+    return (total(agreeing) / total([each.sign() for each in agreeing]).clamp_(min=1.0)).mul_(sign).add_(base)
 
 
 def elected(terms: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The sign of their sum, and the sizes of those that have it; 0 for those that have not."""
     sign = total(terms).sign()
-    return sign, [(sign * term).clamp(min=0.0) for term in terms]
+    return sign, [(sign * term).clamp_(min=0.0) for term in terms]
 
 
 def total(terms: Sequence[Tensor]) -> Tensor:

@@ -120,7 +120,7 @@ def dropped(inputs: Inputs) -> Prune:
         if density[place] >= 1.0:
             return delta
         kept = draws(delta, place) <= math.ceil(density[place] * LEVELS) - 1
-        return divided(delta, density[place]) * torch.from_numpy(kept.astype(np.float32)).to(delta.device)
+        return divided(delta, density[place]).mul_(torch.from_numpy(kept.astype(np.float32)).to(delta.device))
 
     return prune
 
