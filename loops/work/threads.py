@@ -31,8 +31,8 @@ def tensor_threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _keep_blocks() -> None:
-    """Have malloc keep what blocks of a tensor were computed in for the next ones: the kernel would fill every page of it
-    with zeros each time. What is larger goes back at once, as ever. Other libraries than glibc do without.
+    """Have malloc keep what blocks of a tensor were computed in for the next ones: the kernel would fill every page of
+    it with zeros each time. What is larger goes back at once, as ever. Other libraries than glibc do without.
     """
     if tune := getattr(ctypes.CDLL(None), "mallopt", None):
         tune(MMAP_THRESHOLD, BLOCK_BYTES)
