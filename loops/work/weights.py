@@ -21,7 +21,7 @@ from safety.adapters import adapter_of, is_adapter
 from safety.headers import TensorHeader, tensor_headers
 
 Tensors = Mapping[str, Tensor]
-AHEAD_BYTES = 32 * 2**20        # of a tensor that the kernel is told to read at once; the rest it reads ahead by itself
+AHEAD_BYTES = 32 * 2**20        # of a file that the kernel is told to read before it is looked at
 
 warnings.filterwarnings("ignore", "The given buffer is not writable")      # true, and nothing here writes to it
 
@@ -34,15 +34,15 @@ class Stored(Tensors):
         self._headers = headers
         self._dtypes = {name: _dtype(name, header) for name, header in headers.items()}
         self._maps = {file: _mapped(file) for file in {header.file for header in headers.values()}}
+        self._told = dict.fromkeys(self._maps, 0)       # up to where the kernel is told to read
         self._device = device
 
     def __getitem__(self, name: str) -> Tensor:
         header, dtype = self._headers[name], self._dtypes[name]
         if not header.count:
             return torch.empty(header.shape, dtype=dtype, device=self._device)
-        mapped, past = self._maps[header.file], header.start % mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_WILLNEED, header.start - past, past + min(header.count * dtype.itemsize, AHEAD_BYTES))
-        stored = torch.frombuffer(mapped, dtype=dtype, count=header.count, offset=header.start)
+        self._read_ahead(header.file, header.start)
+        stored = torch.frombuffer(self._maps[header.file], dtype=dtype, count=header.count, offset=header.start)
         return stored.view(header.shape).to(self._device)
 
     def __iter__(self) -> Iterator[str]:
@@ -50,6 +50,21 @@ class Stored(Tensors):
 
     def __len__(self) -> int:
         return len(self._headers)
+
+    def _read_ahead(self, file: Path, start: int) -> None:
+        """Have the kernel read on from there, beyond one tensor, since those that follow are often asked for next. It
+        does not wait; where threads ask at once, something may be told twice.
+        """
+        mapped, told = self._maps[file], self._told[file]
+        if start < told <= start + AHEAD_BYTES:
+            if told > start + AHEAD_BYTES // 2:
+                return
+            start = told
+        start -= start % mmap.PAGESIZE
+        length = min(AHEAD_BYTES, len(mapped) - start)
+        if length > 0:
+            mapped.madvise(mmap.MADV_WILLNEED, start, length)
+            self._told[file] = start + length
 
     @cached_property
     def outline(self) -> dict[str, Tensor]:
