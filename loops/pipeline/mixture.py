@@ -35,7 +35,8 @@ def learned(payoffs: JsonObject, weighed: Mapping[str, Mapping[str, float]]) -> 
     """The payoffs after one weighing that reports, per source, "gain", "error" and "tokens".
 
     {source: {"payoff", "trials"}}: a mean between -1 and 1, and how many trials it counts for. 1 is the best source of
-    a trial, or twice the error where no gain was clear. Entries of another form are forgotten.
+    a trial where its gain is clear, else twice its error or, where that is more, the largest gain or loss. Entries of
+    another form are forgotten.
     """
     faded = {
         name: {"payoff": entry["payoff"], "trials": entry["trials"] * FADE}
@@ -48,8 +49,8 @@ def learned(payoffs: JsonObject, weighed: Mapping[str, Mapping[str, float]]) -> 
     }
     if not found:
         return faded
-    noise = CLEAR * max(error for _, error in found.values())
-    best = max(rate for rate, _ in found.values())
+    best, its_error = max(found.values())
+    noise = CLEAR * its_error
     unit = best if best > noise else max([noise, *(abs(rate) for rate, _ in found.values())])
     paid = {name: max(-1.0, min(1.0, rate / unit)) if unit > 0 else 0.0 for name, (rate, _) in found.items()}
     even = {"payoff": fmean(paid.values()), "trials": 0.0}

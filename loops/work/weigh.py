@@ -6,10 +6,10 @@ values   weighed {source: {"gain", "error", "rows", "tokens"}}, steps, draws, to
 
 From the same model each source is learned for a few steps, the others left out, with the recipe's batch and full
 learning rate. "gain" is by how much the model's certainty of the reference rose on fresh search items of the targets:
-the geometric mean of what it gives to the reference's tokens. The chance q of the whole reference hangs on the few
-items that are nearly known, and after a few steps that is mostly noise; the logarithm hangs on those that are not
-known at all, and wrong answers to the target's own questions raise it, too, because they show what an answer looks
-like. In between, both kinds count (docs/log.md has the figures).
+exp(log q / sqrt(n)), where q is the chance that sampling gives the reference and n its length in tokens. q itself hangs
+on the few items that are nearly known, and after a few steps that is mostly noise; the loss, and in part the geometric
+mean exp(log q / n), hang on those that are not known at all, and wrong answers to the target's own questions make them
+better, too, because they show what an answer looks like. In between both kinds count (docs/log.md has the figures).
 
 Where the best source does not lead every other by `CLEAR` standard errors over items, all are learned again from the
 start on other rows, up to `draws` times. "error" is the standard error over items and, of several draws, over them.
@@ -132,13 +132,13 @@ def _probe(spec: JobSpec, desk: Desk, learner: Learner) -> list[Encoded]:
 
 
 def _certainty(learner: Learner, probe: Sequence[Encoded]) -> Values:
-    """The geometric mean of the probabilities of the reference's tokens, item by item."""
+    """exp(log q / sqrt(n)), item by item."""
     bare = learner.model.get_base_model() if isinstance(learner.model, PeftModel) else learner.model
     bare.eval()
     with torch.no_grad():
         found = answer_log_p(bare, probe, pad_id(learner.tokenizer), learner.device)
     bare.train()
-    return np.exp([np.mean(values) for values in found])
+    return np.exp([sum(values) / math.sqrt(len(values)) for values in found])
 
 
 def _begin_again(learner: Learner, start: Mapping[str, torch.Tensor]) -> None:
