@@ -72,6 +72,7 @@ def test_sources_are_weighed_once_for_each_base_and_all_its_recipes_go_by_it_the
     assert world.runner.ran[0].inputs == {"model": world.start, "seal": "seal", "data:a": "a" * 64, "data:b": "b" * 64}
     assert first.evidence["weighed"]["b"]["gain"] == -0.1
     assert world.runner.ran[0].params["steps"] == QUICK_SFT.steps // (weighing.PART * 2) < weighing.STEPS
+    assert world.runner.ran[0].params["max_tokens"] == BUDGET.tokens // weighing.PART
     world.cycle(loop, 1)
     assert kinds(world).count("weigh") == 1
     mixtures = [spec.params["recipe"]["mixture"] for spec in world.runner.ran if spec.kind == "train"]
