@@ -27,8 +27,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.figure import Figure
-from loops.pipeline.loop import PipelineSettings
 from loops.pipeline.recipe import GRPO, SFT, Adapter, Recipe
+from loops.pipeline.settings import PipelineSettings
 from loops.work import replay
 from loops.work.exercises import Exercises, plain, set_exercises
 from loops.work.learner import Learner, load_learner, schedule

@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from daemon.places import read_toml
 from loops.architecture.settings import ArchitectureSettings
-from loops.pipeline.loop import PipelineSettings
 from loops.pipeline.recipe import OWN, Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.reward.levels import unfit
 from loops.reward.loop import RewardSettings
 from safety.operators import MOST_PARENTS

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loops.loop import Bench
-from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.pipeline.loop import PipelineLoop
 from loops.pipeline.recipe import Adapter, Recipe, Schedule, Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.pipeline.space import Ranges
 from safety.yardstick import bilingual
 from state.files import manifest_of

@@ -20,8 +20,9 @@ from typing import Final, Protocol
 
 from loops.cycle import guarded
 from loops.loop import Bench
-from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.pipeline.loop import PipelineLoop
 from loops.pipeline.recipe import Adapter, Recipe, Schedule, Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.pipeline.space import Ranges
 from loops.pipeline.tuner import Configuration, Knowledge, Ladder, Sampler, fresh, survivor
 from loops.work import pretrain

@@ -20,8 +20,9 @@ from tiny import tiny_model
 from toy_house import House as Rooms
 
 from loops.cycle import House, run_cycle
-from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.pipeline.loop import PipelineLoop
 from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, Recipe, Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.reward.loop import RewardLoop, RewardSettings
 from safety.yardstick import bilingual
 from state.jobs import JobFailed, JobResult, JobSpec

@@ -13,8 +13,9 @@ from synthetic import World
 from daemon.data_seen import data_in_words, data_seen
 from daemon.provenance import ancestry, data_given
 from daemon.reports import show_report
-from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.pipeline.loop import PipelineLoop
 from loops.pipeline.recipe import GRPO, SFT, Adapter, Deduplicate, Selection, Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.pipeline.space import Ranges
 from loops.reward.loop import RewardLoop, RewardSettings
 from state.errors import UserError

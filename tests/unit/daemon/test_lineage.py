@@ -7,8 +7,9 @@ from pathlib import Path
 from synthetic import World
 
 from daemon.wiring import lineage
-from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.pipeline.loop import PipelineLoop
 from loops.pipeline.recipe import Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.reward.loop import RewardLoop, RewardSettings
 from state.records import Verdict
 

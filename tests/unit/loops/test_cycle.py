@@ -14,8 +14,9 @@ from loops.architecture.loop import ArchitectureLoop
 from loops.architecture.settings import ArchitectureSettings
 from loops.cycle import propose_cycle
 from loops.loop import Bench, Trial
-from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.pipeline.loop import PipelineLoop
 from loops.pipeline.recipe import GRPO, Adapter, Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.reward.loop import RewardLoop, RewardSettings
 from safety.bounds import Bounds
 from state.jobs import JobSpec

@@ -14,8 +14,10 @@ from synthetic import BUDGET, World
 
 from loops.cycle import run_cycle
 from loops.loop import Bench
-from loops.pipeline.loop import MOST_VALUES, WEIGH_PART, WEIGH_STEPS, PipelineLoop, PipelineSettings
+from loops.pipeline import weighing
+from loops.pipeline.loop import MOST_VALUES, PipelineLoop
 from loops.pipeline.recipe import DPO, GRPO, SFT, Adapter, Deduplicate, Selection, Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.pipeline.space import Ranges
 from loops.reward.loop import RewardLoop, RewardSettings
 from state.jobs import JobFailed, Parked
@@ -69,7 +71,8 @@ def test_sources_are_weighed_once_for_each_base_and_all_its_recipes_go_by_it_the
     assert kinds(world)[:3] == ["weigh", "train", "compare"]
     assert world.runner.ran[0].inputs == {"model": world.start, "seal": "seal", "data:a": "a" * 64, "data:b": "b" * 64}
     assert first.evidence["weighed"]["b"]["gain"] == -0.1
-    assert world.runner.ran[0].params["steps"] == WEIGH_STEPS < QUICK_SFT.steps // (WEIGH_PART * 2)
+    assert world.runner.ran[0].params["steps"] == QUICK_SFT.steps // (weighing.PART * 2) < weighing.STEPS
+    assert world.runner.ran[0].params["max_tokens"] == BUDGET.tokens // weighing.PART
     world.cycle(loop, 1)
     assert kinds(world).count("weigh") == 1
     mixtures = [spec.params["recipe"]["mixture"] for spec in world.runner.ran if spec.kind == "train"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from loops.pipeline.mixture import LEAST_SHARE, learned, shares
@@ -37,9 +39,33 @@ def test_a_source_that_harms_falls_under_a_tenth_also_where_no_gain_is_clear():
     assert found["harmful"] < 0.1 < found["useless"] < found["useful"]
 
 
-def test_gains_within_their_error_leave_the_shares_close_together():
-    found = shares(trials(1, error=0.1, a=0.02, b=-0.02), ["a", "b"])
-    assert 0.35 < found["b"] < found["a"] < 0.65
+def test_gains_within_their_error_leave_the_shares_as_they_were():
+    assert shares(trials(3, error=0.1, a=0.02, b=-0.02), ["a", "b"]) == {"a": 0.5, "b": 0.5}
+    before = trials(1, a=0.1, b=0.0)
+    after = learned(before, weighed(error=0.1, a=-0.02, b=0.02))
+    assert {name: entry["payoff"] for name, entry in after.items()} == {
+        name: entry["payoff"] for name, entry in before.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_clearer_the_sources_differ_the_further_their_shares_are_apart(seed):
+    draw = random.Random(seed)
+    gap, names = draw.uniform(0.01, 0.1), ["a", "b"]
+    errors = sorted(draw.uniform(0.0, 2.0 * gap) for _ in range(6))
+    found = [shares(trials(1, error=error, a=gap, b=0.0), names) for error in errors]
+    shared = [each["a"] for each in found]
+    assert shared == sorted(shared, reverse=True)
+    assert all(0.5 <= share <= 1 - LEAST_SHARE / 4 for share in shared)
+    assert shares(trials(1, error=gap, a=gap, b=0.0), names)["a"] == 0.5          # less than 1.5 standard errors apart
+    assert shares(trials(1, error=gap / 4, a=gap, b=0.0), names)["a"] > 0.75      # 2.8 of them
+
+
+def test_of_a_noisy_source_less_is_believed_than_of_the_others():
+    report = {**weighed(a=0.05), **weighed(b=0.0), **weighed(error=0.05, c=-0.1)}
+    told = learned({}, report)
+    sure = learned({}, {**report, **weighed(c=-0.1)})
+    assert sure["c"]["payoff"] < told["c"]["payoff"] < told["b"]["payoff"]
 
 
 def test_sources_that_pay_alike_share_alike_whatever_the_scale_of_a_trial():
@@ -48,7 +74,8 @@ def test_sources_that_pay_alike_share_alike_whatever_the_scale_of_a_trial():
 
 
 def test_what_is_paid_is_paid_per_token():
-    payoffs = learned({}, {**weighed(short=0.05, tokens=500), **weighed(long=0.05, tokens=1000)})
+    sure = {"error": 0.0}
+    payoffs = learned({}, {**weighed(short=0.05, tokens=500, **sure), **weighed(long=0.05, tokens=1000, **sure)})
     assert payoffs["long"]["payoff"] == pytest.approx(0.5 * payoffs["short"]["payoff"])
 
 

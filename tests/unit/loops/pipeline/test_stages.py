@@ -14,8 +14,9 @@ from tiny import teach, tiny_model
 
 from daemon.kinds import artefact_kind
 from loops.cycle import House, run_cycle
-from loops.pipeline.loop import PipelineLoop, PipelineSettings
+from loops.pipeline.loop import PipelineLoop
 from loops.pipeline.recipe import Adapter, AdapterKind, Recipe, Stage
+from loops.pipeline.settings import PipelineSettings
 from loops.reward.loop import RewardLoop, RewardSettings
 from loops.work.pairs import pairs
 from loops.work.prefer import prefer

@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from coaching import TASK, make_classroom, recipe
@@ -28,10 +29,12 @@ def classroom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(classroom: Path, folder: Path, max_tokens: int | None = None, kind: str = "none") -> Produced:
+def run(
+    classroom: Path, folder: Path, max_tokens: int | None = None, kind: str = "none", draws: int = 1
+) -> Produced:
     folder.mkdir(exist_ok=True)
     asked = recipe("sft", batch=32, adapter={"kind": kind, "rank": 4, "alpha": 8.0})
-    params = {"recipe": asked, "tasks": [TASK], "steps": 6, "items": 128, "max_tokens": max_tokens}
+    params = {"recipe": asked, "tasks": [TASK], "steps": 6, "draws": draws, "items": 128, "max_tokens": max_tokens}
     data = {f"data:{name}": classroom / f"{name}.jsonl" for name in ("right", "wrong")}
     return weigh(JobSpec("weigh", {}, params, 5), Desk(folder, {"model": classroom / "model", **data}))
 
@@ -57,6 +60,34 @@ def test_the_same_spec_gives_the_same_values_and_the_order_of_sources_does_not_m
         rows.texts, dict(reversed(rows.sources.items()))
     ))
     assert run(classroom, tmp_path).values == once.values and job.mixed is mixed
+
+
+def test_what_is_clear_is_learned_once_and_what_is_not_again_on_other_rows_whose_spread_is_in_the_error(
+    classroom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "CLEAR", -math.inf)
+    once = run(classroom, tmp_path, draws=2)
+    assert once.values["draws"] == 1
+    monkeypatch.setattr(job, "CLEAR", math.inf)
+    twice = run(classroom, tmp_path, draws=2)
+    assert (twice.values["steps"], twice.values["draws"]) == (6, 2)
+    for name, found in twice.values["weighed"].items():
+        first = once.values["weighed"][name]
+        second = 2 * found["gain"] - first["gain"]
+        assert second != first["gain"]
+        assert found["error"] > abs(second - first["gain"]) / 2
+        assert (found["rows"], first["rows"]) == (2 * 6 * 32, 6 * 32)
+    assert twice.tokens == sum(found["tokens"] for found in twice.values["weighed"].values()) > 1.9 * once.tokens
+    assert run(classroom, tmp_path, twice.tokens - 1, draws=2).values == once.values
+
+
+def test_the_best_source_is_told_apart_where_it_leads_every_other_over_the_same_items() -> None:
+    items = np.random.default_rng(3).normal(size=400)
+    near, far = items - 0.001 * np.sign(items), items - 1.0
+    assert job._told_apart({"best": [items + 0.1], "near": [items], "far": [far]})
+    assert not job._told_apart({"best": [items], "near": [near], "far": [far]})
+    assert not job._told_apart({"best": [items], "as good": [items]})
+    assert job._told_apart({"alone": [items]})
 
 
 @pytest.mark.parametrize("part", [0.99, 0.5, 0.01])
