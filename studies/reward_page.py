@@ -16,15 +16,15 @@ from studies.words import filled, points, seeds_in_words, table, verdict
 SEEDS: Final = 5
 ITEMS: Final = 15_360                   # completions that each arm may sample
 SPENT: Final = "completions that each arm may sample"
-SPARSE, LEVELS = 0.001, (0.01, 0.03, 0.1, 0.5)
-SHORT: Final = 3                        # the levels above have a third of the completions
+SPARSE: Final = 0.001
+LEVELS: Final = {0.003: 1, 0.01: 3, 0.03: 3, 0.1: 3, 0.5: 3}       # and by what the completions are divided there
 MARK: Final = 0.02                      # samples are counted until so many are right
 
 ALIKE = {name: 1.0 / len(RewardSettings().features) for name in RewardSettings().features}
 LEARNED, ZERO = Arm("learned", None), Arm("zero", {})
 FIXED, ORACLE = Arm("fixed: all features alike", ALIKE), Arm("oracle: places alone", {"places": 1.0})
 WITH = (LEARNED, ZERO, FIXED, ORACLE)
-WITHOUT = tuple(replace(arm, success_replay=0.0) for arm in (LEARNED, ZERO))
+WITHOUT = tuple(replace(arm, success_replay=0.0) for arm in WITH)
 
 Traces = Mapping[int, Mapping[Arm, Trace]]
 
@@ -40,7 +40,7 @@ def pages(folder: Path, seeds: int = SEEDS, items: int = ITEMS) -> Iterator[tupl
         sparse[seed] = traced((*WITH, *WITHOUT), world, items, folder)
         for level in LEVELS:
             world = world_of(seed, level, folder / "models")
-            dense[level][seed] = traced((LEARNED, ZERO), world, items // SHORT, folder)
+            dense[level][seed] = traced((LEARNED, ZERO), world, items // LEVELS[level], folder)
         yield page(sparse, dense, starts, seeds, items)
 
 
@@ -53,7 +53,7 @@ def page(
     gap, bare = (_gap(sparse, arms[0], arms[1], items) for arms in (WITH, WITHOUT))
     saved = [_count(traces[ZERO], items) - _count(traces[LEARNED], items) for traces in sparse.values()]
     mean, half = over_seeds(saved)
-    harmed = [level for level, found in dense.items() if sum(_gap(found, LEARNED, ZERO, items // SHORT)) < 0]
+    harmed = [level for level, found in dense.items() if sum(_gap(found, LEARNED, ZERO, items // LEVELS[level])) < 0]
     told = "at " + ", ".join(f"{100 * level:g} %" for level in harmed) if harmed else "at none of the levels"
     low, high = 100 * min(starts), 100 * max(starts)
     return filled(f"""# What a learned shaping is worth
@@ -80,9 +80,9 @@ Differences from zero shaping with the same replay, in points:
 
 ## Where it is less rare
 
-The same from models that are right more often, {items // SHORT:,} completions each, with success replay:
+The same from models that are right more often, with success replay:
 
-{_levels(dense, items // SHORT)}
+{_levels(dense, items)}
 
 ## What it says
 
@@ -98,8 +98,7 @@ The same from models that are right more often, {items // SHORT:,} completions e
   vain. One that was better goes on alone for {PROVEN_SEGMENTS} segments; one that was not leaves a segment to zero
   shaping, and twice as many each time in a row. The first segment has no evidence and so no shaping: learned shaping
   lags behind a fixed one by that and by what its comparisons cost.
-- Fixed and oracle shaping were not run without success replay, and no start between {100 * SPARSE:g} % and
-  {100 * LEVELS[0]:g} %, so where in between shaping stops paying is not known.
+- Where it stops paying: learned shaping is {_paying(sparse, dense, items)}.
 - One task, one model, one learning rate. The features are the product's own, and one of them (places) happens to
   describe the task well; where none does, the loop can only lose what its controls cost.
 """), gap[0] > gap[1] and not harmed
@@ -141,13 +140,25 @@ def _against(found: Traces, items: int) -> str:
     return table(["shaping", "success replay", "less zero"], rows)
 
 
+def _paying(sparse: Traces, dense: Mapping[float, Traces], items: int) -> str:
+    """Where learned shaping stands beside zero shaping, with success replay, at each start."""
+    gaps = {SPARSE: _gap(sparse, LEARNED, ZERO, items)}
+    gaps |= {level: _gap(found, LEARNED, ZERO, items // LEVELS[level]) for level, found in dense.items()}
+    told: dict[str, list[str]] = {}
+    for level, gap in gaps.items():
+        told.setdefault(verdict(gap), []).append(f"{100 * level:g}")
+    return "; ".join(f"{where} zero shaping at {', '.join(levels)} %" for where, levels in told.items())
+
+
 def _levels(dense: Mapping[float, Traces], items: int) -> str:
     rows = []
     for level, found in dense.items():
+        count = items // LEVELS[level]
         means = [
-            sum(after(traces[arm], items) for traces in found.values()) / len(found) for arm in (LEARNED, ZERO)
+            sum(after(traces[arm], count) for traces in found.values()) / len(found) for arm in (LEARNED, ZERO)
         ]
         rows.append([
-            f"{100 * level:g} %", *(f"{100 * mean:.1f}" for mean in means), points(_gap(found, LEARNED, ZERO, items)),
+            f"{100 * level:g} %", f"{count:,}", *(f"{100 * mean:.1f}" for mean in means),
+            points(_gap(found, LEARNED, ZERO, count)),
         ])
-    return table(["right at the start", "learned", "zero", "difference"], rows)
+    return table(["right at the start", "completions", "learned", "zero", "difference"], rows)

@@ -14,7 +14,7 @@ from loops.reward.loop import RewardSettings
 from studies import exploits_page, reward_page
 from studies.exploits import PLANTED, Course, Look, lost, planted, rang
 from studies.reward import Trace, after, samples_to
-from studies.reward_page import LEVELS, SHORT, WITH, WITHOUT, Arm
+from studies.reward_page import LEVELS, WITH, WITHOUT, Arm
 
 ITEMS = 1_200
 
@@ -68,7 +68,10 @@ def test_the_page_of_rewards_says_whether_each_demand_is_met(
     text, holds = reward_page.page(sparse, dense, [0.001, 0.0012], 2, ITEMS)
     assert holds is word.startswith("Met")
     assert f"**{word}" in text
-    assert f"{ITEMS // SHORT:,} completions each" in text
+    stands = "above" if min(less_rare) > 0 else "below"
+    assert f"{stands} zero shaping at " in " ".join(text.split())
+    for level, part in LEVELS.items():
+        assert f"| {100 * level:g} % | {ITEMS // part:,} |" in text
 
 
 def went(kaizend: float, rings: int) -> dict[str, Course]:
