@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,7 @@ PRAGMAS = (
     "PRAGMA foreign_keys = ON",
     "PRAGMA cache_size = -256",     # KiB for each connection; 2 MiB each by default
 )
-KEPT = 2                # connections that stay open; of more, every rare crowd would leave some behind for weeks
-CROWD = 16              # that may be open at once
+CONNECTIONS = 3         # open from the start: opened when they are wanted, each rare crowd would leave some behind
 
 
 class Database:
@@ -47,13 +46,14 @@ class Database:
         self.path = path
         self.writes = 0
         self._turn = threading.RLock()
-        self._writing = False
+        self._mine = threading.local()
         _refuse_unusable(path)
         self.engine = create_engine(
-            URL.create("sqlite", database=str(path)), pool_size=KEPT, max_overflow=CROWD - KEPT
+            URL.create("sqlite", database=str(path)), pool_size=CONNECTIONS, max_overflow=0, pool_timeout=None
         )
         event.listen(self.engine, "connect", _on_connect)
         event.listen(self.engine, "begin", _on_begin)
+        self._open_all()
         if check:
             self._check()
 
@@ -61,22 +61,16 @@ class Database:
     def transaction(self) -> Iterator[Connection]:
         """Write: everything done on the connection is committed together, or nothing when the block raises."""
         with self._turn:
-            if self._writing:
-                raise RuntimeError("a transaction is already open in this thread")
-            self._writing = True
-            try:
-                with self._in_words(), self.engine.connect() as connection:
-                    connection.execution_options(kaizend_write=True)
-                    with connection.begin():
-                        yield connection
-                self.writes += 1
-            finally:
-                self._writing = False
+            with self._connection() as connection:
+                connection.execution_options(kaizend_write=True)
+                with connection.begin():
+                    yield connection
+            self.writes += 1
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """Read: everything read on the connection is from one committed state."""
-        with self._in_words(), self.engine.connect() as connection, connection.begin():
+        with self._connection() as connection, connection.begin():
             yield connection
 
     def revision(self) -> str | None:
@@ -143,6 +137,23 @@ class Database:
         """Give the file back. The last one to close it folds the write-ahead log in."""
         with self._turn:
             self.engine.dispose()
+
+    def _open_all(self) -> None:
+        with self._in_words(), ExitStack() as connections:
+            for _ in range(CONNECTIONS):
+                connections.enter_context(self.engine.connect())
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """One of the connections, as soon as one is free: whoever has one gives it back without needing another."""
+        if getattr(self._mine, "busy", False):
+            raise RuntimeError("this thread reads or writes already")
+        self._mine.busy = True
+        try:
+            with self._in_words(), self.engine.connect() as connection:
+                yield connection
+        finally:
+            self._mine.busy = False
 
     def _check(self) -> None:
         with self.snapshot() as connection:

@@ -7,12 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import select
 
 from state import tables
 from state.database import MIGRATIONS, Database, StateError
@@ -91,6 +93,47 @@ def test_a_transaction_inside_a_transaction_is_a_defect_and_not_a_deadlock(datab
         pass
     with database.transaction():
         pass
+
+
+def test_a_read_inside_a_read_is_a_defect_and_not_a_deadlock(database: Database) -> None:
+    with (
+        database.snapshot(),
+        pytest.raises(RuntimeError, match="reads or writes already"),
+        database.snapshot(),
+    ):
+        pass
+    assert database.revision() is not None
+
+
+def test_a_crowd_of_threads_waits_for_the_connections_there_are_and_opens_no_other_file(database: Database) -> None:
+    database.migrate()
+    before, found, crowd = open_files(database), [], threading.Barrier(12)
+
+    def read_and_write() -> None:
+        crowd.wait()
+        for _ in range(5):
+            with database.snapshot() as connection:
+                connection.execute(select(tables.ledger)).all()
+            found.append(open_files(database))
+            with database.transaction():
+                pass
+
+    threads = [threading.Thread(target=read_and_write) for _ in range(crowd.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [before] * (12 * 5)
+    assert open_files(database) == before > 0
+
+
+def open_files(database: Database) -> int:
+    """How many descriptors of this process are of the database's files."""
+    links = []
+    for handle in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):                     # one of a listing that has ended meanwhile
+            links.append(handle.readlink())
+    return sum(str(link).startswith(str(database.path)) for link in links)
 
 
 def test_readers_are_not_held_up_by_a_writer(database: Database) -> None:
