@@ -7,12 +7,12 @@ from __future__ import annotations
 import ctypes
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4           # of mallopt(3)
-NEVER, NONE = -1, 0
+NEVER, NONE, MANY = -1, 0, 65536                               # the last is what it begins with
 
 
 def keep_blocks(largest: int, kept: int) -> None:
     """Keep what blocks of up to `largest` bytes leave, and up to `kept` bytes at the end of the heap."""
-    _tune({MMAP_THRESHOLD: largest, TRIM_THRESHOLD: kept})
+    _tune({MMAP_MAX: MANY, MMAP_THRESHOLD: largest, TRIM_THRESHOLD: kept})
 
 
 def keep_every_block() -> None:
