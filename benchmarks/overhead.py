@@ -4,19 +4,22 @@ The job "train" as workers run it, with its look at every loss, its seeds and it
 nothing of ours: the same model, rows in the same order, optimiser and learning rates. And the job "segment" beside
 GRPOTrainer with the same questions, the same reward of the same verifier and the same random numbers, so that the same
 answers are sampled; replay, which is more training and no overhead, is off. Time runs from the end of the first
-optimiser step to the end of the last: loading, tokenising and what is written at the end are left out. Both take turns
-in one process on one thread, and which one goes first alternates; seconds of the clock and of the processor each give a
-figure.
+optimiser step to the end of the last: loading, tokenising and what is written at the end are left out. Each side has a
+process of its own and one thread, and they take turns step by step, so that whatever else the host does meets both;
+which one begins alternates. Seconds of the clock and of the processor each give a figure.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,13 +47,16 @@ from safety.yardstick.tasks import NO_SEAL
 from state.jobs import Desk, JobSpec
 from state.records import JsonObject, seed_from
 
+FORK = multiprocessing.get_context("fork")
+PATIENCE_SECONDS = 300.0
+TAKEN = "taken.json"
 GOAL = 1.05
 PAIRS = 5
 SEED = 7
 SOURCE = "expert_maths"
 ADAPTER = Adapter()
 SFT_RECIPE = Recipe(SFT.stage, 1e-3, batch=64, steps=200, adapter=ADAPTER)
-GRPO_RECIPE = Recipe(GRPO.stage, 2e-4, batch=8, steps=100, adapter=ADAPTER, group=8)
+GRPO_RECIPE = Recipe(GRPO.stage, 2e-4, batch=8, steps=200, adapter=ADAPTER, group=8)
 TASK: JsonObject = {
     "name": "maths1", "role": "target", "source": {"kind": "bilingual", "family": "maths1"}, "vault_items": 10,
 }
@@ -59,15 +65,25 @@ Seconds = tuple[float, float]
 """Of the clock and of the processor."""
 
 
+@dataclass(slots=True)
 class Stopwatch(TrainerCallback):  # type: ignore[misc]
-    """When each of so many steps ended. To a trainer it gives the random numbers that a job draws in each step."""
+    """When each of so many steps began and ended: after each it is the turn of the `other` side, and then `own` says
+    when to go on; `ready` is told of the first. To a trainer it gives the random numbers that a job draws in each step.
+    """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.steps = recipe.steps
-        self.marks: list[Seconds] = []
+    steps: int
+    ready: Semaphore
+    own: Semaphore
+    other: Semaphore
+    begun: list[Seconds] = field(default_factory=list)
+    ended: list[Seconds] = field(default_factory=list)
 
     def mark(self) -> None:
-        self.marks.append((time.perf_counter(), time.process_time()))
+        self.ended.append(now())
+        (self.other if self.begun else self.ready).release()
+        if len(self.ended) < self.steps and not self.own.acquire(timeout=PATIENCE_SECONDS):
+            raise RuntimeError("the other side has stopped")
+        self.begun.append(now())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.mark()
@@ -76,29 +92,39 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
         reseed(seed_from(SEED, "step", state.global_step))
 
     @property
-    def between(self) -> Seconds:
-        """From the end of the first step to the end of the last. RuntimeError where not all of them were done."""
-        if len(self.marks) != self.steps:
-            raise RuntimeError(f"{len(self.marks)} steps were done of {self.steps}: this compares nothing")
-        first, last = self.marks[0], self.marks[-1]
-        return last[0] - first[0], last[1] - first[1]
+    def taken(self) -> Seconds:
+        """By all steps but the first; what the processor did in the other's turns counts. RuntimeError where not all of
+        them were done.
+        """
+        if len(self.ended) != self.steps:
+            raise RuntimeError(f"{len(self.ended)} steps were done of {self.steps}: this compares nothing")
+        clock = sum(end - begin for (begin, _), (end, _) in zip(self.begun, self.ended[1:], strict=False))
+        return clock, self.ended[-1][1] - self.ended[0][1]
+
+
+def now() -> Seconds:
+    return time.perf_counter(), time.process_time()
+
+
+Side = Callable[[Path, Path, Stopwatch], None]
+"""(what both are given, a folder of its own, what is told of each step)."""
 
 
 def figures(pairs: int = PAIRS) -> Iterator[Figure]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="kaizend-bench-") as folder:
-        home = made(Path(folder))
-        for name, ours, bare in (("SFT", our_train, bare_train), ("GRPO", our_segment, bare_segment)):
-            ratios = list(compared(home, ours, bare, pairs))
-            steps = (SFT_RECIPE if name == "SFT" else GRPO_RECIPE).steps
+        home = Path(folder)
+        finished(in_process(made, home))
+        for recipe, ours, bare in ((SFT_RECIPE, our_train, bare_train), (GRPO_RECIPE, our_segment, bare_segment)):
+            took = [beside(home, recipe.steps, (ours, bare), begins=number % 2) for number in range(pairs)]
             for number, what in enumerate(("wall time", "processor time")):
                 yield Figure.of(
-                    f"{what} of {steps} {name} steps in a trial, in those of bare TRL",
-                    [ratio[number] for ratio in ratios], GOAL,
+                    f"{what} of {recipe.steps} {recipe.stage.upper()} steps in a trial, in those of bare TRL",
+                    [mine[number] / theirs[number] for mine, theirs in took], GOAL,
                 )
 
 
-def made(home: Path) -> Path:
+def made(home: Path) -> None:
     """The demo's rows, and a model of the demo's size that has learned some of them: reinforcement needs successes."""
     fresh_model(SEED).save_pretrained(home / "fresh")
     word_tokenizer().save_pretrained(home / "fresh")
@@ -106,22 +132,43 @@ def made(home: Path) -> Path:
     (home / SOURCE).write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
     (home / "school").mkdir()
     given = {"model": home / "fresh", f"data:{SOURCE}": home / SOURCE}
-    made = train(train_spec(replace(SFT_RECIPE, learning_rate=5e-3)), Desk(home / "school", given))
-    made.outputs["model"].rename(home / "model")
-    return home
+    taught = train(train_spec(replace(SFT_RECIPE, learning_rate=5e-3)), Desk(home / "school", given))
+    taught.outputs["model"].rename(home / "model")
 
 
-def compared(
-    home: Path, ours: Callable[[Path, Path], Seconds], bare: Callable[[Path, Path], Seconds], pairs: int
-) -> Iterator[Seconds]:
-    """The ratio of each pair; the first pair warms up and is left out."""
-    for number in range(pairs + 1):
-        took: dict[Callable[[Path, Path], Seconds], Seconds] = {}
-        for one in (ours, bare) if number % 2 else (bare, ours):
-            with tempfile.TemporaryDirectory(dir=home) as folder:
-                took[one] = one(home, Path(folder))
-        if number:
-            yield took[ours][0] / took[bare][0], took[ours][1] / took[bare][1]
+def beside(home: Path, steps: int, sides: Sequence[Side], begins: int) -> list[Seconds]:
+    """What each of two sides took; the one of number `begins` has the first turn. RuntimeError where one fails."""
+    ready, turns = FORK.Semaphore(0), [FORK.Semaphore(0) for _ in sides]
+    with tempfile.TemporaryDirectory(dir=home) as folder:
+        folders = [Path(folder) / str(number) for number in range(len(sides))]
+        started = [
+            in_process(timed, side, home, own, Stopwatch(steps, ready, turn, other))
+            for side, own, turn, other in zip(sides, folders, turns, reversed(turns), strict=True)
+        ]
+        for _ in sides:
+            ready.acquire(timeout=PATIENCE_SECONDS)
+        turns[begins].release()
+        for process in started:
+            finished(process)
+        return [tuple(json.loads((own / TAKEN).read_text())) for own in folders]
+
+
+def timed(side: Side, home: Path, folder: Path, stopwatch: Stopwatch) -> None:
+    folder.mkdir()
+    side(home, folder, stopwatch)
+    (folder / TAKEN).write_text(json.dumps(stopwatch.taken))
+
+
+def in_process(act: Callable[..., None], *given: Any) -> BaseProcess:
+    process = FORK.Process(target=act, args=given, daemon=True)
+    process.start()
+    return process
+
+
+def finished(process: BaseProcess) -> None:
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"one side ended with code {process.exitcode}: this compares nothing")
 
 
 def desk(home: Path, folder: Path, stopwatch: Stopwatch) -> Desk:
@@ -139,14 +186,12 @@ def train_spec(recipe: Recipe) -> JobSpec:
     return JobSpec("train", {}, params, SEED)
 
 
-def our_train(home: Path, folder: Path) -> Seconds:
-    stopwatch = Stopwatch(SFT_RECIPE)
+def our_train(home: Path, folder: Path, stopwatch: Stopwatch) -> None:
     train(train_spec(SFT_RECIPE), desk(home, folder, stopwatch))
-    return stopwatch.between
 
 
-def bare_train(home: Path, folder: Path) -> Seconds:
-    recipe, stopwatch = SFT_RECIPE, Stopwatch(SFT_RECIPE)
+def bare_train(home: Path, folder: Path, stopwatch: Stopwatch) -> None:
+    recipe = SFT_RECIPE
     learner = load_learner(home / "model", recipe, SEED, "cpu")
     rows = read_rows({f"data:{SOURCE}": home / SOURCE})
     order = mixed(rows, recipe.shares(rows.sources), recipe.batch, range(recipe.steps), SEED).reshape(-1).tolist()
@@ -163,7 +208,6 @@ def bare_train(home: Path, folder: Path) -> Seconds:
         ]),
         processing_class=learner.tokenizer, optimizers=tuned(learner, recipe), callbacks=[stopwatch],
     ))
-    return stopwatch.between
 
 
 def segment_spec() -> JobSpec:
@@ -175,15 +219,13 @@ def segment_spec() -> JobSpec:
     return JobSpec("segment", {}, params, SEED)
 
 
-def our_segment(home: Path, folder: Path) -> Seconds:
-    stopwatch = Stopwatch(GRPO_RECIPE)
+def our_segment(home: Path, folder: Path, stopwatch: Stopwatch) -> None:
     with patch.object(replay, "SUCCESSES_NEEDED", 10**9):
         segment(segment_spec(), desk(home, folder, stopwatch))
-    return stopwatch.between
 
 
-def bare_segment(home: Path, folder: Path) -> Seconds:
-    recipe, stopwatch, errand = GRPO_RECIPE, Stopwatch(GRPO_RECIPE), Errand.of(segment_spec())
+def bare_segment(home: Path, folder: Path, stopwatch: Stopwatch) -> None:
+    recipe, errand = GRPO_RECIPE, Errand.of(segment_spec())
     learner = load_learner(home / "model", recipe, SEED, "cpu")
     exercises: Exercises = set_exercises(
         [TaskSpec.from_json(TASK)], NO_SEAL, learner.tokenizer, recipe.batch * recipe.steps, errand.question_seed,
@@ -214,7 +256,6 @@ def bare_segment(home: Path, folder: Path) -> Seconds:
         }),
         processing_class=plain(learner.tokenizer), optimizers=tuned(learner, recipe), callbacks=[stopwatch],
     ))
-    return stopwatch.between
 
 
 def defaults(steps: int) -> JsonObject:

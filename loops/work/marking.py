@@ -116,13 +116,15 @@ class Marking:
             asked = self.questions[question[begin]]
             texts = [text.strip() for text in completions[begin:begin + self.group]]
             ids = completion_ids[begin:begin + self.group]
-            r0 = [self._right(asked, text, written) for text, written in zip(texts, ids, strict=True)]
+            r0 = self._right(asked, texts, ids)
             reference = asked.item.answer if self.references else None
-            phis, ideal = self._measured(names, asked.item.prompt, texts, reference)
+            told = self._measured(names, asked.item.prompt, texts, reference)
+            rows = {text: [phi[name] for name in evidence.features] for text, phi in told.items()}
             spoken.append((
-                [([phi[name] for name in evidence.features], r) for phi, r in zip(phis, r0, strict=True)],
-                None if ideal is None else [ideal[name] for name in evidence.features],
+                [(rows[text], r) for text, r in zip(texts, r0, strict=True)],
+                None if reference is None else rows[reference],
             ))
+            phis = [told[text] for text in texts]
             group = [shaped_reward(r, phi, self.shaping) for r, phi in zip(r0, phis, strict=True)]
             self._count(r0, group)
             rewards += group
@@ -135,22 +137,28 @@ class Marking:
 
     def _measured(
         self, names: Sequence[str], prompt: str, texts: Sequence[str], reference: str | None
-    ) -> tuple[list[dict[str, float]], dict[str, float] | None]:
+    ) -> dict[str, dict[str, float]]:
         """phi of each answer of a group, equal ones looked at once, and of the reference itself where there is one."""
         answers = list(dict.fromkeys(texts if reference is None else [*texts, reference]))
         told = {answer: measure(names, prompt, answer, reference, texts) for answer in answers}
         if self.learned is not None and LEARNED in names:
             for answer, phi in zip(answers, self.learned([(prompt, answer) for answer in answers]), strict=True):
                 told[answer][LEARNED] = phi
-        return [told[text] for text in texts], None if reference is None else told[reference]
+        return told
 
-    def _right(self, asked: Question, text: str, written: Sequence[int]) -> float:
-        """r0: right by the task's strict verifier, and ended by the model itself."""
-        verdict = asked.verifier(asked.item, text) == 1
+    def _right(self, asked: Question, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[float]:
+        """r0 of each answer of a group: right by the task's strict verifier, which is asked once about equal ones, and
+        ended by the model itself.
+        """
+        verdicts = {text: asked.verifier(asked.item, text) == 1 for text in dict.fromkeys(texts)}
         if asked.second is not None:
-            self.record.judged_twice += 1
-            self.record.disagreed += verdict != (asked.second(asked.item, text) == 1)
-        return float(bool(written) and written[-1] in self.ends and verdict)
+            others = {text: asked.second(asked.item, text) == 1 for text in verdicts}
+            self.record.judged_twice += len(texts)
+            self.record.disagreed += sum(verdicts[text] != others[text] for text in texts)
+        return [
+            float(bool(written) and written[-1] in self.ends and verdicts[text])
+            for text, written in zip(texts, ids, strict=True)
+        ]
 
     def _count(self, r0: Sequence[float], rewards: Sequence[float]) -> None:
         self.record.groups += 1

@@ -63,7 +63,7 @@ from state.records import JsonObject, seed_from
 
 PROBE_ITEMS = 256
 SAVE_STEPS = 20
-KL_STEPS = 10
+KL_STEPS = 20
 KL_ANSWERS = 16                        # of the first step's, evenly from its groups: enough for a limit in whole nats
 CANARY_ITEMS = 4                       # per task: junk answers are tried on so many questions
 PROXY_STRENGTH = 0.4

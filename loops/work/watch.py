@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import constants
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loops.work.blocks import keep_every_block
 from state.records import JsonObject, seed_from
 
 CLIP = 1.0
@@ -85,6 +86,7 @@ def quiet_arguments(device: str, steps: int, seed: int) -> JsonObject:
 def run_trainer(trainer: Any) -> None:
     """Train to the end or to the watch's stop."""
     trainer.remove_callback(PrinterCallback)
+    keep_every_block()                 # each step asks for what the one before it left
     gc.freeze()                        # the trainer collects garbage first thing: spare it everything that was imported
     try:
         trainer.train()

@@ -12,6 +12,21 @@ from loops.work import checkpoint
 GROUPS = {"weights": {"a": torch.arange(6.0)}, "optimizer": {"a@step": torch.tensor(3.0)}}
 
 
+def test_tensors_of_every_make_come_back_bit_for_bit(tmp_path: Path) -> None:
+    whole = torch.randn(4, 6)
+    tensors = {
+        "whole": whole, "turned": whole.T, "part": whole[1:, 2:4], "half": whole.bfloat16(),
+        "learning": whole.clone().requires_grad_(), "scalar": torch.tensor(7, dtype=torch.int64),
+        "none": torch.empty(0, 3), "truth": torch.tensor([True, False]),
+    }
+    checkpoint.write(tmp_path / "kept", {"weights": tensors}, {})
+    found = checkpoint.read(tmp_path / "kept")
+    assert found is not None
+    back = found.tensors("weights")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
 def test_what_was_written_comes_back_bit_for_bit(tmp_path: Path) -> None:
     state = {"loss": 0.1 + 0.2, "step": 4}
     checkpoint.write(tmp_path / "kept", GROUPS, state)

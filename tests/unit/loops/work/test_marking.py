@@ -84,6 +84,20 @@ def test_a_second_verifier_decides_nothing_and_its_disagreements_are_counted() -
     assert (marks.record.judged_twice, marks.record.disagreed, marks.record.disagreement) == (4, 2, 0.5)
 
 
+def test_equal_answers_of_a_group_are_judged_once() -> None:
+    asked: list[str] = []
+
+    def counted(item: Item, text: str) -> int:
+        asked.append(text)
+        return exact(item, text)
+
+    marks = marking(Shaping(), group=4)
+    marks.questions = [Question(ITEMS[0], [1], counted)]
+    rewards = marks(["one two", "no", " one two", "one two"], [[5, END], [6, END], [5, END], [5, 5]], [0] * 4)
+    assert rewards == [REWARD_SCALE, 0.0, REWARD_SCALE, 0.0]
+    assert asked == ["one two", "no"]
+
+
 def test_without_a_second_verifier_nothing_is_said_of_disagreement() -> None:
     marks = marking(Shaping())
     marks(["one two", "no"], [[5, END], [6, END]], [0, 0])
