@@ -66,8 +66,8 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for tensor, weight in zip(tensors, weights, strict=True):
         if weight == 0.0:
             continue
-        term = tensor.float() if weight == 1.0 else tensor.float() * weight
-        total = term if total is None else total + term
+        term = tensor * weight if tensor.dtype == torch.float32 else tensor.float().mul_(weight)
+        total = term if total is None else total.add_(term)
     return torch.zeros_like(tensors[0], dtype=torch.float32) if total is None else total
 
 
