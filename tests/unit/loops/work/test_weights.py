@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,8 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from loops.work.weights import opened, outline_of
+from loops.work import weights as job
+from loops.work.weights import Ahead, opened, outline_of
 from safety.headers import HeaderError
 
 HELD: dict[str, Tensor] = {
@@ -55,3 +59,85 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(HeaderError, match=r"model\.safetensors: truncated"):
         opened(tmp_path)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[range]]:
+    """What is read ahead, in pieces of 10 bytes and up to 40 ahead; nothing is in memory before."""
+    found: list[range] = []
+    real = os.preadv
+
+    def preadv(handle: int, buffers: list[memoryview], place: int, flags: int = 0) -> int:
+        if flags:
+            raise BlockingIOError
+        found.append(range(place, place + len(buffers[0])))
+        return real(handle, buffers, place)
+
+    monkeypatch.setattr(job.os, "preadv", preadv)
+    monkeypatch.setattr(job, "READ_BYTES", 10)
+    monkeypatch.setattr(job, "AHEAD_BYTES", 40)
+    yield found
+
+
+def settle() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "ahead":
+            thread.join(60)
+
+
+def test_what_is_wanted_and_what_follows_is_read_once_in_order_to_the_end_of_the_file(
+    tmp_path: Path, reads: list[range]
+) -> None:
+    file, ahead = tmp_path / "file", Ahead()
+    file.write_bytes(bytes(200))
+    for start in (20, 30, 35, 60, 100, 20, 140, 180):
+        ahead.want(file, start, start + 5, 200)
+        settle()
+        places = [place for piece in reads for place in piece]
+        assert places == list(range(20, len(places) + 20))
+        assert min(200, start + 5 + job.AHEAD_BYTES // 2) <= places[-1] + 1 <= 200
+    assert places[-1] == 199
+
+
+def test_another_place_of_a_file_is_read_from_there(tmp_path: Path, reads: list[range]) -> None:
+    file, ahead = tmp_path / "file", Ahead()
+    file.write_bytes(bytes(1000))
+    for start in (500, 100, 800):
+        reads.clear()
+        ahead.want(file, start, start + 5, 1000)
+        settle()
+        assert (reads[0][0], reads[-1][-1]) == (start, start + 5 + job.AHEAD_BYTES - 1)
+
+
+def test_files_take_turns(tmp_path: Path, reads: list[range], monkeypatch: pytest.MonkeyPatch) -> None:
+    files, ahead, begun = [tmp_path / "a", tmp_path / "b"], Ahead(), threading.Event()
+    held = job._is_held
+    monkeypatch.setattr(job, "_is_held", lambda *given: begun.wait(60) and held(*given))
+    for file in files:
+        file.write_bytes(bytes(100))
+        ahead.want(file, 0, 5, 100)
+    begun.set()
+    settle()
+    assert [piece[0] for piece in reads].index(0, 1) < 4                # the second file, before the first is through
+    assert sum(map(len, reads)) == 90
+
+
+def test_what_is_in_memory_is_not_read_again(
+    tmp_path: Path, reads: list[range], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_is_held", lambda handle, place: place % 20 < 10)
+    file, ahead = tmp_path / "file", Ahead()
+    file.write_bytes(bytes(45))
+    ahead.want(file, 0, 5, 45)
+    settle()
+    assert [(piece[0], len(piece)) for piece in reads] == [(10, 10), (30, 10)]
+
+
+def test_a_file_that_cannot_be_read_ahead_is_left_to_whoever_needs_it(tmp_path: Path) -> None:
+    ahead = Ahead()
+    ahead.want(tmp_path / "nothing", 0, 5, 100)
+    settle()
+    (tmp_path / "nothing").write_bytes(bytes(100))
+    ahead.want(tmp_path / "nothing", 50, 55, 100)
+    settle()
+    assert not ahead._reads
