@@ -23,7 +23,9 @@ DEVICE_BLOCK = 1 << 26  # the same on an accelerator
 Join = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """The merged rows in float32, given the same rows of the base and of the parents. Blocks come once each, in order."""
 Prune = Callable[[Tensor, int], Tensor]
-"""A sparsified delta, given the rows of the delta and its place among the parents. Blocks come once each, in order."""
+"""A sparsified delta, given the rows of the delta, which it may overwrite, and its place among the parents. Blocks come
+once each, in order.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +93,15 @@ def sign_elected(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[floa
     TIES (arXiv 2306.01708) with its scale taken into the weights, so that they amplify here as elsewhere.
     """
     base = base.float()
-    terms = [prune(delta, place) * weights[place] for place, delta in enumerate(deltas(base, tensors))]
+    terms = [prune(delta, place).mul_(weights[place]) for place, delta in enumerate(deltas(base, tensors))]
     sign, agreeing = elected(terms)
     return (total(agreeing) / total([each.sign() for each in agreeing]).clamp_(min=1.0)).mul_(sign).add_(base)
 
 
 def elected(terms: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The sign of their sum, and the sizes of those that have it; 0 for those that have not."""
+    """The sign of their sum, and the sizes of those that have it; 0 for those that have not. Overwrites them."""
     sign = total(terms).sign()
-    return sign, [(sign * term).clamp_(min=0.0) for term in terms]
+    return sign, [term.mul_(sign).clamp_(min=0.0) for term in terms]
 
 
 def total(terms: Sequence[Tensor]) -> Tensor:
@@ -107,11 +109,12 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     return functools.reduce(lambda left, right: left + right, terms)
 
 
-def divided(tensor: Tensor, by: float) -> Tensor:
-    """By a number on the tensor's own device: by one that is elsewhere, some devices multiply with its inverse."""
-    return tensor / torch.tensor(by, dtype=torch.float32, device=tensor.device)
+def divide(tensor: Tensor, by: float) -> Tensor:
+    """In place, by a number on the same device: by one that is elsewhere, some devices multiply with its inverse."""
+    return tensor.div_(torch.tensor(by, dtype=torch.float32, device=tensor.device))
 
 
 def deltas(base: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """theta_i - base, each in memory of its own."""
     base = base.float()
-    return [tensor.float() - base for tensor in tensors]
+    return [tensor - base if tensor.dtype == torch.float32 else tensor.float().sub_(base) for tensor in tensors]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loops.work.joining import Inputs, Join, Prune, blocks, deltas, divided, elected, linear, matrix, total
+from loops.work.joining import Inputs, Join, Prune, blocks, deltas, divide, elected, linear, matrix, total
 
 SAMPLE = 1 << 18        # entries that tell about where a number of some rank lies
 LEVELS = 1 << 16        # of a number drawn for a mask
@@ -120,7 +120,7 @@ def dropped(inputs: Inputs) -> Prune:
         if density[place] >= 1.0:
             return delta
         kept = draws(delta, place) <= math.ceil(density[place] * LEVELS) - 1
-        return divided(delta, density[place]).mul_(torch.from_numpy(kept.astype(np.float32)).to(delta.device))
+        return divide(delta, density[place]).mul_(torch.from_numpy(kept.astype(np.float32)).to(delta.device))
 
     return prune
 
