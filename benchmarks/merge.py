@@ -238,4 +238,4 @@ def merge(change: dict[str, Any], models: Mapping[str, Path], folder: Path) -> N
 if __name__ == "__main__":
     asked, given = json.loads(Path(sys.argv[1]).read_text())
     merge(asked, {name: Path(path) for name, path in given.items()}, Path(sys.argv[2]))
-    os._exit(0)                         # as the service's workers end: taking everything apart again takes half a second
+    os._exit(0)             # as the service's workers end: taking everything apart again takes half a second
