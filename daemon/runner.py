@@ -284,6 +284,7 @@ class LocalRunner:
                         failed = plain(last["failed"])
                         raise HostError(f"{spec.kind}: {failed}: look at the disk of {scratch} and start again")
                     if "failed" in last:
+                        self._refuse_damaged(spec)              # it may have failed over what changed under it
                         raise JobFailed(f"{spec.kind}: {plain(last['failed'])}")
                     taken = take_over(self._pool, worker, spec, scratch, last["done"])
                 return taken, seconds + time.monotonic() - began
