@@ -138,7 +138,12 @@ the first better model. The ratio is the geometric mean over seeds.
 To fixed scores: tokens in thousands, the mean over seeds, how many came there in brackets. For a seed that did not all
 tokens count, so that its mean is too low.
 
-{_fixed(found, tokens)}"""
+{_fixed(found, tokens)}
+
+Our tokens to a fixed score as a part of the others', the geometric mean over seeds. Where an arm never came there all
+its tokens count: where only the other did not, the ratio is too high.
+
+{_fixed_ratios(found, tokens)}"""
 
 
 def race(arms: Mapping[str, Course], other: str, tokens: int) -> tuple[int | None, int]:
@@ -208,6 +213,20 @@ def _fixed(found: BySeed, tokens: int) -> str:
             each.append(f"{mean / 1000:.0f} ({len(came)})" if came else "never")
         rows.append([name, *each])
     return table(["arm", *(f"{100 * score:.0f} %" for score in SCORES)], rows)
+
+
+def _fixed_ratios(found: BySeed, tokens: int) -> str:
+    def needed(course: Course, score: float) -> int:
+        spent = course.tokens_to(score)
+        return tokens if spent is None else max(1, spent)
+
+    def ratio(other: str, score: float) -> Interval:
+        return over_seeds([
+            math.log(needed(arms[OURS], score) / needed(arms[other], score)) for arms in found.values()
+        ])
+
+    rows = [[name, *(in_words(ratio(name, score)) for score in SCORES)] for name in ARMS if name != OURS]
+    return table(["beside", *(f"{100 * score:.0f} %" for score in SCORES)], rows)
 
 
 def _remarks(found: BySeed, tokens: int) -> str:

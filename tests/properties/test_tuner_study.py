@@ -103,6 +103,9 @@ def test_the_page_says_met_only_where_ours_always_came_there_with_half_the_token
         assert met is holds
         assert ("**Met**" in text) is holds
     assert "| 200 / 200 |" in text
+    equal, cap = "1.00 (1.00 to 1.00)", f"{200 / 252:.2f} ({200 / 252:.2f} to {200 / 252:.2f})"
+    text, met = page({seed: {**arms, RANDOM: never, OURS: slow} for seed in range(3)}, 3, 252_000)
+    assert f"| {RANDOM} | {' | '.join([cap] * 4 + [equal] * 3)} |" in text
     text, met = page({0: {**arms, OURS: fast}, 1: {**arms, OURS: never}}, 2, 252_000)
     assert not met
     assert "not every seed came there" in " ".join(text.split())
