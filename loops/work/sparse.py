@@ -26,23 +26,32 @@ def at_rank(pieces: Callable[[], Iterator[Tensor]], entries: int, rank: int) -> 
     """The number that has `rank` smaller ones before it among all `entries` of some pieces, none of them negative.
 
     Exact, without a copy of all: a sample brackets it (copied, because views would keep the pieces alive), then only
-    what lies in the bracket is gathered, or everything where the bracket was wrong.
+    what lies within the bracket is gathered, or everything where the bracket was wrong. What is at its ends is counted,
+    because most entries may be the same: a training in bfloat16 leaves most as they were.
     """
     stride = max(1, entries // SAMPLE)
     sample = np.concatenate([_array(piece.flatten()[:: _across(stride, piece)].clone()) for piece in pieces()])
     if stride == 1:
         return _nth(sample, rank)
     place, slack = rank * len(sample) // entries, 2 * math.isqrt(len(sample))
-    low, high = (_nth(sample, min(len(sample) - 1, max(0, place + aside))) for aside in (-slack, slack))
-    below, inside = 0, []
+    low = _nth(sample, place - slack) if place >= slack else -math.inf
+    high = _nth(sample, place + slack) if place + slack < len(sample) else math.inf
+    below, lows, highs, within = 0, 0, 0, []
     for piece in pieces():
         numbers: Any = piece.numpy() if piece.device.type == "cpu" else piece
         below += int((numbers < low).sum())
-        inside.append(_array(numbers[(numbers >= low) & (numbers <= high)]))
-    gathered = np.concatenate(inside)
-    if not below <= rank < below + len(gathered):
-        below, gathered = 0, np.concatenate([_array(piece.flatten()) for piece in pieces()])
-    return _nth(gathered, rank - below)
+        bracketed = _array(numbers[(numbers >= low) & (numbers <= high)])
+        within.append(bracketed[(bracketed > low) & (bracketed < high)])
+        lowest = int((bracketed == low).sum())
+        lows, highs = lows + lowest, highs + len(bracketed) - lowest - len(within[-1])
+    gathered, left = np.concatenate(within), rank - below
+    if 0 <= left < lows:
+        return low
+    if lows <= left < lows + len(gathered):
+        return _nth(gathered, left - lows)
+    if lows + len(gathered) <= left < lows + len(gathered) + highs:
+        return high
+    return _nth(np.concatenate([_array(piece.flatten()) for piece in pieces()]), rank)
 
 
 def _across(stride: int, piece: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,21 @@ def test_a_number_of_some_rank_is_found_exactly(seed: int, rows: int, columns: i
         patch.setattr(sparse, "SAMPLE", data.draw(st.sampled_from((1, 7, 100, 10**6))))
         found = sparse.at_rank(lambda: iter([drawn[:cut], drawn[cut:]]), drawn.numel(), rank)
     assert found == float(drawn.flatten().sort().values[rank])
+
+
+@pytest.mark.parametrize("rank", [0, 300_000, 899_999, 900_000, 900_001, 950_000, 999_999])
+def test_where_most_entries_are_the_same_few_are_gathered_to_find_a_rank(rank: int) -> None:
+    """A training in bfloat16 leaves most entries as they were. In pieces, as they come: the peak is counted."""
+    numbers = torch.zeros(1000, 1000)
+    numbers[:, ::10] = torch.rand(1000, 100, generator=torch.Generator().manual_seed(0)) + 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse, "SAMPLE", 10_000)
+        tracemalloc.start()
+        found = sparse.at_rank(lambda: map(torch.clone, numbers.split(10)), numbers.numel(), rank)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert found == float(numbers.flatten().sort().values[rank])
+    assert peak < numbers.nbytes / 4
 
 
 def given_deltas(*tensors: Tensor, chance: int = 1, **genes: Any) -> joining.Inputs:
