@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from daemon.bill_of_materials import bill_of_materials
@@ -25,9 +27,11 @@ from state.records import JsonObject
 
 def export_model(config: Path | None, what: str, folder: Path) -> str:
     """Write a model into a new or empty folder; what was done, in words. Raises UserError."""
-    places = places_of(config)
+    places, whole = places_of(config), folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: give a new one")
+    if whole == Path.cwd():
+        raise UserError(f"{folder} is the folder you are in: give a new one")
     with Reading(places.database) as reading:
         digest = digest_named(reading, what)
         if not (artefact_path(places, digest) / "config.json").is_file():
@@ -35,22 +39,36 @@ def export_model(config: Path | None, what: str, folder: Path) -> str:
         history = provenance(reading, digest)
         records = {name: reading.artefact(name) for name in [*_models(history), *history.met.values()]}
     folders = {model: path for model in _models(history) if (path := artefact_path(places, model)).is_dir()}
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(partial, history, folders, {name: record for name, record in records.items() if record})
-        if folder.is_dir():
-            folder.rmdir()
-        partial.rename(folder)
+        with _beside(whole) as partial:
+            _write(partial, history, folders, {name: record for name, record in records.items() if record})
+            if folder.is_dir():
+                folder.rmdir()
+            partial.rename(folder)
     except (OSError, HeaderError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
     return f"{digest[:12]} is in {folder}"
 
 
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A new folder beside it, which is gone afterwards if it was not moved. UserError where there is one."""
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(
+            f"{partial} is in the way: another export is writing it, or was killed (then take it away)"
+        ) from error
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _write(folder: Path, history: Provenance, folders: dict[str, Path], records: dict[str, JsonObject]) -> None:
     source, owed = folders[history.model], obligations_of(folders.values())
-    shutil.copytree(source, folder, copy_function=shutil.copyfile, ignore=lambda place, names: (
+    shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile, ignore=lambda place, names: (
         [name for name in names if not is_inherited(name)] if Path(place) == source else []
     ))
     folder.chmod(0o755)

@@ -127,6 +127,22 @@ def test_what_is_exported_loads_and_its_card_names_licences_and_evidence(finishe
     assert kaizend(finished, "export", "working", str(tmp_path / "other")).returncode == 0
 
 
+def test_an_export_takes_nothing_away_and_needs_a_folder_that_nobody_is_in(finished: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "out.partial" / "notes"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    said = complaint(kaizend(finished, "export", "stable", str(tmp_path / "out")))
+    assert f"{notes.parent} is in the way" in said
+    assert (notes.read_text(), (tmp_path / "out").exists()) == ("mine", False)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for place in (".", str(empty)):
+        said = complaint(kaizend(empty, "export", "stable", place, "-c", str(finished)))
+        assert "is the folder you are in" in said
+    assert kaizend(empty, "export", "stable", "in/it", "-c", str(finished)).returncode == 0
+    assert not list(tmp_path.rglob("in/*.partial"))
+
+
 def test_an_export_has_a_valid_bill_of_materials_and_comes_out_the_same_again(finished: Path, tmp_path: Path) -> None:
     once, again = (tmp_path / name for name in ("once", "again"))
     for folder in (once, again):
