@@ -25,6 +25,9 @@ from daemon.places import Places, find_config, read_places
 from daemon.reports import artefact_path, out
 from daemon.settings import Settings, load_settings
 from daemon.wiring import device_of
+from loops.architecture.loop import KEEP
+from loops.architecture.paths import PATH
+from loops.architecture.settings import SearchKind, Space
 from loops.reward import catalogue
 from loops.reward.catalogue import sources
 from loops.reward.features import LEARNED
@@ -60,7 +63,7 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
         *_packages(), *_models(settings, root, bounds), *_data(settings, root),
         *_sources(settings, places),
         *_verifiers(settings, places), *_levels(settings, tasks), *_features(settings, bounds),
-        *_stages(settings, bounds),
+        *_stages(settings, bounds), *_operators(settings, bounds),
         *_tasks(tasks, bounds), *_searched_guards(settings, places),
         *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places, bounds), *_sandbox(settings, places.state, bounds),
@@ -201,6 +204,19 @@ def _stages(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
     for stage in settings.pipeline.stages:
         if stage not in bounds.pipeline.stages:
             yield "stage", False, f"{stage}: pipeline.stages in bounds.toml does not allow it"
+
+
+def _operators(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
+    """The same of what makes a candidate, and of more parents than one may have."""
+    search, limits = settings.architecture, bounds.search
+    merging = search.space is not Space.DATA_FLOW
+    asked = ["crossover"] if search.search is SearchKind.M2N2 else search.operators
+    for name in [*(asked if merging else ()), *([PATH] if search.space is not Space.PARAMETER else ()), KEEP]:
+        if name not in limits.operators:
+            yield "operator", False, f"{name}: search.operators in bounds.toml does not allow it"
+    parents = len(dict.fromkeys(settings.models.parents))
+    if merging and search.search is not SearchKind.M2N2 and parents > limits.max_parents:
+        yield "operator", False, f"{parents} parents: search.max_parents in bounds.toml allows {limits.max_parents}"
 
 
 def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:

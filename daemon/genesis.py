@@ -19,6 +19,7 @@ from loops.architecture.settings import SearchKind, Space
 from safety.adapters import is_adapter
 from safety.admission import admit_input
 from safety.bounds import Bounds
+from safety.headers import facts_of
 from safety.preflight import Problem, path_problems, preflight, scope_in_words
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import of_a_file, pinned, pool_file, read_jsonl, unplaced
@@ -99,12 +100,18 @@ def in_roles(settings: Settings, root: Path) -> tuple[list[Path], list[Path]]:
     return [root / models.start, root / models.base], [root / parent for parent in models.parents]
 
 
-def unsearchable(settings: Settings, whole: Sequence[Path], parents: Sequence[Path]) -> list[Problem]:
-    """Parents without a problem that the search in the configuration cannot use."""
-    if settings.architecture.search is not SearchKind.M2N2:
-        return []
-    text = "is a text model: a search by m2n2 crosses whole models, set architecture.search to cmaes"
-    return [Problem(parent, "search", text) for parent in parents if scope_in_words(whole[0], parent)]
+def unsearchable(settings: Settings, whole: Sequence[Path], parents: Sequence[Path]) -> Iterator[Problem]:
+    """Models without a problem that the search in the configuration cannot use."""
+    search, groups = settings.architecture, settings.architecture.groups
+    if search.search is SearchKind.M2N2:
+        text = "is a text model: a search by m2n2 crosses whole models, set architecture.search to cmaes"
+        yield from (Problem(parent, "search", text) for parent in parents if scope_in_words(whole[0], parent))
+    elif search.space is not Space.DATA_FLOW:
+        for folder in dict.fromkeys([*whole[1:], *(parent for parent in parents if not is_adapter(parent))]):
+            depth = max(1, facts_of(folder)["layers"])
+            if depth < groups:
+                text = f"has {depth} layers, too few for architecture.groups = {groups} blocks of them"
+                yield Problem(folder, "search", text)
 
 
 def model_problems(settings: Settings, root: Path, bounds: Bounds) -> list[Problem]:
@@ -113,7 +120,7 @@ def model_problems(settings: Settings, root: Path, bounds: Bounds) -> list[Probl
     problems = preflight(whole, bounds, parents, base=root / settings.models.base)
     if settings.architecture.space is not Space.PARAMETER:
         problems += path_problems(list(dict.fromkeys([*whole, *parents])))
-    return problems or unsearchable(settings, whole, parents)
+    return problems or list(unsearchable(settings, whole, parents))
 
 
 def begin(

@@ -111,7 +111,7 @@ def write_model(folder: Path, skill: float, made_by: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     header = json.dumps({"layers.0.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<f", skill))
-    (folder / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
+    (folder / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
     (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     (folder / "skill.json").write_text(json.dumps({"skill": skill, "made_by": made_by}))

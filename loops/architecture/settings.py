@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from safety.operators import OPERATORS, Operator
+from safety.operators import OPERATORS, WEIGHTS, Operator
 
 MOST = 10**9
 LEAST = {
@@ -93,8 +93,10 @@ class ArchitectureSettings:
             if not 0 < getattr(self, name) <= 10:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0 and at most 10")
         for name in ("mean", "trained_weight", "beside_weight"):
-            if not -10 <= getattr(self, name) <= 10:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be between -10 and 10")
+            if not WEIGHTS.low <= getattr(self, name) <= WEIGHTS.high:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, a weight must be between {WEIGHTS.low:g} and {WEIGHTS.high:g}"
+                )
         for name, low, high in (("most_alike", 0, 1), ("novelty", 0, 1), ("guard_margin", 0, 0.99)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be between {low} and {high}")

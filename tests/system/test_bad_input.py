@@ -96,6 +96,8 @@ def with_something_in_the_way(folder: Path) -> None:
     (edited("bounds.toml", "[rate]", "[rate"), "bounds.toml: not valid TOML"),
     (edited("kaizend.toml", "seed = 8", "sede = 5"), "kaizend.toml: sede: unknown key"),
     (edited("kaizend.toml", "patience", "patients"), "kaizend.toml: architecture.patients: unknown key"),
+    (edited("kaizend.toml", "patience", "groups = 5\npatience"), "has 4 layers, too few for architecture.groups = 5"),
+    (edited("kaizend.toml", "patience", "mean = -0.1\npatience"), "mean is -0.1, a weight must be between 0 and 2.5"),
     (edited("kaizend.toml", "stop_seconds = 5", 'stop_seconds = "x"'), "kaizend.toml: service.stop_seconds: "),
     (edited("kaizend.toml", 'name = "maths1"', 'name = "maths2"'), "two tasks have the same name"),
     (edited("bounds.toml", "dwell_seconds", "dwel_seconds"), "bounds.toml: "),

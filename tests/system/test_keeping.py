@@ -68,6 +68,20 @@ def test_check_tells_of_a_stage_that_the_bounds_refuse(fresh: Path) -> None:
     assert findings(fresh, "stage") == {"dpo: pipeline.stages in bounds.toml does not allow it": False}
 
 
+def test_check_tells_of_operators_that_the_bounds_refuse_and_of_too_many_parents(fresh: Path) -> None:
+    assert findings(fresh, "operator") == {}
+    text, allowed = (fresh / "kaizend.toml").read_text(), 'operators = ["task_arithmetic", "keep"]\nmax_parents = 1\n'
+    (fresh / "bounds.toml").write_text((fresh / "bounds.toml").read_text() + "\n[search]\n" + allowed)
+    refused, many = "{}: search.operators in bounds.toml does not allow it", "2 parents: search.max_parents in "
+    for wanted, names in (
+        ('operators = ["task_arithmetic", "ties"]', ["ties"]), ('search = "m2n2"', ["crossover"]),
+        ('space = "data_flow"', ["path"]), ('space = "both"', ["path"]),
+    ):
+        (fresh / "kaizend.toml").write_text(text.replace("[architecture]", f"[architecture]\n{wanted}", 1))
+        told = {f"{many}bounds.toml allows 1"} if "m2n2" not in wanted and "data_flow" not in wanted else set()
+        assert findings(fresh, "operator") == dict.fromkeys({*map(refused.format, names), *told}, False)
+
+
 def test_check_tries_out_the_features_that_packages_bring(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,16 @@ def test_operators_that_cannot_be_searched_are_named() -> None:
     assert replace(settings, search=SearchKind.M2N2).misfit(3) is None
 
 
+@pytest.mark.parametrize("name", ["mean", "trained_weight", "beside_weight"])
+def test_no_search_begins_outside_the_limits_of_a_weight(name: str) -> None:
+    for weight in (-0.01, 2.51):
+        with pytest.raises(ValueError, match=f"{name} is {weight}, a weight must be between 0 and 2.5"):
+            replace(ArchitectureSettings(), **{name: weight})
+    for weight in (0.0, 2.5):
+        settings = replace(ArchitectureSettings(), **{name: weight})
+        coarse_to_fine(settings, "b", ("x", "y"), ("z",)).start()
+
+
 def test_where_trained_parents_make_too_many_for_an_operator_it_is_left_out() -> None:
     settings = ArchitectureSettings(operators=("slerp", "model_stock"))
     both = coarse_to_fine(settings, "b", ("x", "y")).coarse
