@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from daemon.words import change_in_words, model_name
 from loops.pipeline.recipe import OWN
+from state.errors import one_line
 from state.reading import Reading
 from state.records import Event, JsonObject, LoopName, Row, Verdict
 
@@ -19,7 +21,7 @@ class Descent:
     """One model of a lineage: the row of the cycle that made it (None for the operator's own), the models it was made
     from (of an operator's adapter its base) and the training data it has met, by their names in kaizend.toml. `earlier`
     is the data of rungs before its own that left no model in the ledger, and `asked` what those were reinforced on:
-    then its parent is where the first began.
+    then its parent is where the first began. `given` is what the folder of an operator's own model was called.
     """
 
     model: str
@@ -28,12 +30,14 @@ class Descent:
     data: tuple[str, ...]
     earlier: JsonObject = field(default_factory=dict)
     asked: JsonObject = field(default_factory=dict)
+    given: str = ""
 
     @property
     def made(self) -> str:
         """How, in words."""
         if self.row is None:
-            return f"as it was given{': an adapter' if self.parents else ''}"
+            named = f" ({one_line(self.given)})" if self.given else ""
+            return f"as it was given{named}{': an adapter' if self.parents else ''}"
         return f"row {self.row.id}: {change_in_words(self.row.change)}"
 
     @property
@@ -96,6 +100,7 @@ def ancestry(reading: Reading, digest: str) -> list[Descent]:
     origins = reading.rows(limit=1, events=[str(Event.GENESIS)])
     known = [name for row in origins for name in _data(row)]
     over = {adapter: base for row in origins for adapter, base in _adapters(row)}
+    called = {model: name for row in origins for model, name in _given(row)}
     while queue:
         model = queue.pop(0)
         made = [row for row in reading.rows_with_result(model) if row.event == Event.CLOSED and row.result != row.base]
@@ -105,7 +110,8 @@ def ancestry(reading: Reading, digest: str) -> list[Descent]:
         made_from = [begun["study"]] if begun else _made_from(row)
         parents = tuple(parent for parent in dict.fromkeys([*given, *made_from]) if parent != model)
         earlier, asked = begun.get("seen", {}), begun.get("asked", {})
-        found.append(Descent(model, row, parents, tuple(_met(row, known)), earlier, asked))
+        name = "" if row else called.get(model, "")
+        found.append(Descent(model, row, parents, tuple(_met(row, known)), earlier, asked, name))
         queue += [parent for parent in parents if parent not in seen]
         seen.update(parents)
     return found
@@ -147,6 +153,15 @@ def _adapters(origin: Row) -> Iterator[tuple[str, str]]:
     """The operator's adapters, each with the model that it is over."""
     change = origin.change if isinstance(origin.change, dict) else {}
     yield from ((adapter, change["base"]) for adapter in change.get("adapters", ()))
+
+
+def _given(origin: Row) -> Iterator[tuple[str, str]]:
+    """The operator's models, each with the name of the folder that it came from."""
+    change, evidence = origin.change, origin.evidence
+    named = evidence.get("named", {}).get("models") if isinstance(evidence, dict) else None
+    if named and isinstance(change, dict):
+        models, folders = ([each["start"], each["base"], *each["parents"]] for each in (change, named))
+        yield from ((model, PurePath(folder).name) for model, folder in zip(models, folders, strict=False))
 
 
 def data_given(reading: Reading) -> dict[str, str]:

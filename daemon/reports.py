@@ -387,7 +387,7 @@ def lineage_report(config: Path | None, name: str | None, dot: bool) -> None:
         digest = digest_named(reading, name or "stable")
         found = ancestry(reading, digest)
     if dot:
-        lines = [f'  "{model_name(parent)}" -> "{model_name(descent.model)}" [label="{descent.made}"];'
+        lines = [f'  "{model_name(parent)}" -> "{model_name(descent.model)}" [label={json.dumps(descent.made)}];'
                  for descent in found for parent in descent.parents]
         sys.stdout.write("digraph lineage {\n  rankdir=BT;\n  node [shape=box];\n" + "\n".join(lines) + "\n}\n")
         return

@@ -106,8 +106,9 @@ def test_lineage_leads_back_to_the_operators_models(finished: Path) -> None:
     stable, genesis = channels(finished)["stable"], rows(finished)[0].change
     words = kaizend(finished, "lineage").stdout
     assert words.startswith(f"{stable[:12]}  row ")
-    for model in (genesis["base"], *genesis["parents"]):
-        assert f"{model[:12]}  as it was given" in words
+    given = zip((genesis["base"], *genesis["parents"]), ("base", "expert-maths", "expert-language"), strict=True)
+    for model, name in given:
+        assert f"{model[:12]}  as it was given ({name})\n" in words
     assert kaizend(finished, "lineage", "--dot").stdout.startswith("digraph lineage {")
 
 

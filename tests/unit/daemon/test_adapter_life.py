@@ -173,14 +173,15 @@ def test_adapters_are_parents_from_the_check_to_the_exported_model(
         reasons = why_kept(reading)
         assert all(reasons[digest] == "what this life began with" for digest in begun.parents)
         descents = {descent.model: descent for descent in ancestry(reading, result)}
-    assert all(descents[digest].made == "as it was given: an adapter" for digest in begun.parents)
+    names = dict(zip(begun.parents, ("one", "two"), strict=True))
+    assert all(descents[digest].made == f"as it was given ({names[digest]}): an adapter" for digest in begun.parents)
     assert all(descents[digest].parents == (begun.base,) for digest in begun.parents)
     assert run_audit(life.config, True, None, None, None) == 0
 
     export_model(life.config, "working", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     for digest in begun.parents:
-        assert f"- `{digest[:12]}` as it was given: an adapter, from `{begun.base[:12]}`" in card
+        assert f"- `{digest[:12]}` as it was given ({names[digest]}): an adapter, from `{begun.base[:12]}`" in card
     assert (tmp_path / "out" / "NOTICE").read_text() == "made by two\n"
     bill = json.loads((tmp_path / "out" / "bom.cdx.json").read_text())
     depends = {entry["ref"]: set(entry.get("dependsOn", ())) for entry in bill["dependencies"]}

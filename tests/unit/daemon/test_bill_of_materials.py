@@ -44,7 +44,7 @@ def history() -> Provenance:
     merge = {"kind": "merge", "operator": "linear", "parents": [ONE, TWO], "weights": [[[0.5]], [[0.5]]]}
     lineage = (
         Descent(MODEL, row(5, recipe), (MERGED,), ("words",)), Descent(MERGED, row(3, merge), (ONE, TWO), ()),
-        Descent(ONE, None, (), ()), Descent(TWO, None, (), ()),
+        Descent(ONE, None, (), (), given="expert-one"), Descent(TWO, None, (), ()),
     )
     released = row(9, {}, event="release", evidence=EVIDENCE)
     return Provenance(lineage, (released,), {"words": DATA, "unused": "f" * 64}, row(1, {}, event="genesis"))
@@ -81,6 +81,7 @@ def test_it_names_parents_data_files_licences_and_what_came_from_what(history: P
     assert sorted(licence.get("id", "") or licence["name"] for licence in named) == ["Apache-2.0", "llama3.2", "own"]
     assert parts[ONE]["licenses"][0]["license"]["id"] == "ODC-By-1.0"
     assert "url" not in parts[TWO]["licenses"][0]["license"]                  # a file's name is no address
+    assert parts[ONE]["description"] == "as it was given (expert-one)"
     assert "licenses" not in parts[MERGED]                                    # its card is gone: nothing is claimed
     assert parts[DATA]["hashes"][0]["content"] == "3" * 64
     assert parts[DATA]["data"] == [{"type": "dataset", "name": "words"}]
@@ -122,6 +123,7 @@ def test_the_card_has_parents_recipe_scores_evidence_and_licences(history: Prove
     text = model_card(history, Obligations(tuple(LICENCES[MODEL]), {}))
     assert licences_in(text) == LICENCES[MODEL]
     for word in (MODEL, MERGED[:12], ONE[:12], '"learning_rate": 0.0001', "words (`eeeeeeeeeeee`)", "0.310 (0.28",
-                 "evidence 413, 341 needed", "guard language: lost less than 0.03", "row 9", '"Built with Llama"'):
+                 "(expert-one)", "evidence 413, 341 needed", "guard language: lost less than 0.03", "row 9",
+                 '"Built with Llama"'):
         assert word in text, word
     assert "## Scores" not in model_card(replace(history, releases=()), Obligations((), {}))
