@@ -27,8 +27,9 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """`steps` are what tokenizer.json does before and after its model; `pieces` is the SHA-256 of tokenizer.model where
-    that is all there is; `template` names and texts of the chat templates.
+    """`merges` are pairs, which earlier versions of the library write as one text each; `steps` are what tokenizer.json
+    does before and after its model; `pieces` is the SHA-256 of tokenizer.model where that is all there is; `template`
+    names and texts of the chat templates.
     """
 
     tokens: Mapping[str, int]
@@ -60,13 +61,14 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             vocabulary = {entry[0]: place for place, entry in enumerate(vocabulary)}
         added = {entry["content"]: entry["id"] for entry in body.get("added_tokens") or []}
         tokens = {**vocabulary, **added}
+        merges = [entry.split(" ") if isinstance(entry, str) else list(entry) for entry in model.get("merges") or []]
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise HeaderError(f"{full}: its tokens cannot be read") from error
     if not all(isinstance(token, str) and type(place) is int for token, place in tokens.items()):
         raise HeaderError(f"{full}: a token is not a text with a number")
     named = {**_json_if_there(folder / "special_tokens_map.json"), **settings}
     return Tokenizer(
-        tokens, model.get("merges"), {name: _plain(named.get(name)) for name in SPECIAL},
+        tokens, merges, {name: _plain(named.get(name)) for name in SPECIAL},
         {name: body.get(name) for name in STEPS}, "" if tokens else _pieces(folder / "tokenizer.model"),
         _templates(folder, settings),
     )

@@ -72,6 +72,15 @@ def new_token(folder: Path) -> None:
     file.write_text(json.dumps(body))
 
 
+def merges(*pairs: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        body = json.loads(file.read_text())
+        body["model"] = {**body["model"], "merges": list(pairs)}
+        file.write_text(json.dumps(body))
+    return spoil
+
+
 @pytest.mark.parametrize(("spoil", "check", "words"), [
     (cut, "weights", ["model.safetensors", "truncated"]),
     (scramble, "weights", ["model.safetensors"]),
@@ -93,6 +102,7 @@ def new_token(folder: Path) -> None:
     (lambda f: (f / "chat_template.json").write_text('{"chat_template": "{{ x }}"}'), "tokenizer", ["chat template"]),
     (more_templates, "tokenizer", ["chat template"]),
     (lambda f: (f / "special_tokens_map.json").write_text('{"bos_token": "two"}'), "tokenizer", ["special tokens"]),
+    (merges(["o", "ne"]), "tokenizer", ["merges differ"]),
     (lambda f: edit(f / "tokenizer.json", normalizer={"type": "Lowercase"}), "tokenizer", ["normalizer"]),
     (lambda f: edit(f / "tokenizer.json", pre_tokenizer={"type": "Whitespace"}), "tokenizer", ["pre_tokenizer"]),
     (lambda f: edit(f / "config.json", num_attention_heads=4), "config", ["num_attention_heads is 4, not 2"]),
@@ -106,6 +116,16 @@ def test_what_is_wrong_with_a_folder_is_named(
     assert check in problems, problems
     assert all(word in problems[check] for word in [str(pair[1]), *words]), problems
     assert "\n" not in problems[check]
+
+
+def test_merges_are_the_same_however_a_version_of_the_library_wrote_them(pair: list[Path]) -> None:
+    for folder, pairs in zip(pair, (["o ne", "t wo"], [["o", "ne"], ["t", "wo"]]), strict=True):
+        merges(*pairs)(folder)
+    assert preflight(pair, Bounds()) == []
+    merges(["t", "wo"], ["o", "ne"])(pair[1])
+    assert "the merges differ" in found(pair)["tokenizer"]
+    merges(7, None)(pair[1])
+    assert "its tokens cannot be read" in found(pair)["tokenizer"]
 
 
 def test_other_shapes_and_missing_tensors_are_named_with_the_tensor(pair: list[Path], tmp_path: Path) -> None:
