@@ -203,6 +203,18 @@ def test_while_a_generation_is_out_the_next_one_begins_and_each_is_told_with_its
     assert [(entry["generation"], sorted(entry["told"])) for entry in state["open"]] == [(1, ["0", "1"])]
 
 
+@pytest.mark.parametrize("kind", ["cma", "random", "catcma"])
+def test_every_generation_draws_points_of_its_own(kind: str) -> None:
+    search, out = searches(3)[kind], list[JsonObject]()
+    for _ in range(18):
+        out.append(search.ask(search.start(), out))
+    drawn = [canonical({name: value for name, value in change.items() if name != "search"}) for change in out]
+    generations = [change["search"]["generation"] for change in out]
+    assert max(generations) > 0
+    first = {point for point, generation in zip(drawn, generations, strict=True) if generation == 0}
+    assert not {point for point, generation in zip(drawn, generations, strict=True) if generation == 1} <= first
+
+
 def life(kind: str, seed: int, workers: int, answers: list[int], stops: set[int]) -> tuple[list[str], str]:
     """Every change a search asks for with so many in flight, and its last state.
 
