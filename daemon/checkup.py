@@ -35,7 +35,7 @@ from loops.reward.levels import at_level, configs_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
 from safety.licences import licences_of
-from safety.preflight import adapter_in_words, scope_in_words
+from safety.preflight import adapter_in_words, rotary_in_words, scope_in_words
 from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
@@ -96,8 +96,10 @@ def _models(settings: Settings, root: Path, bounds: Bounds) -> Iterator[Finding]
         yield f"model {problem.check}", False, str(problem)
     if not problems:
         for name, folder in folders.items():
-            part = scope_in_words(whole[0], folder) or adapter_in_words(root / settings.models.base, folder)
-            yield "model", True, f"{name}: {folder} ({', '.join(licences_of(folder))})" + (f": {part}" if part else "")
+            base = root / settings.models.base
+            said = (scope_in_words(whole[0], folder) or adapter_in_words(base, folder), rotary_in_words(base, folder))
+            more = "; ".join(filter(None, said))
+            yield "model", True, f"{name}: {folder} ({', '.join(licences_of(folder))})" + (f": {more}" if more else "")
 
 
 def _data(settings: Settings, root: Path) -> Iterator[Finding]:

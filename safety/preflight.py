@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from safety.adapters import CONFIG, adapter_facts, adapter_of, is_adapter
 from safety.bounds import Bounds
@@ -43,6 +43,7 @@ MEANINGS: Final = (
 """Settings by which tensors of the same shape mean something else."""
 SENSES: Final = ("vision_config", "audio_config")             # what a model with more than a language part has
 HEAD = "lm_head.weight"
+MOST_THETA: Final = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,26 @@ def scope_in_words(first: Path, other: Path) -> str:
     scope = scope_of(shapes, {name: header.shape for name, header in part.items()})
     stays = ", ".join(f"{name} ({count} tensors)" for name, count in kept(shapes, scope).items())
     return f"{len(scope)} tensors of the language part are merged; kept bit for bit: {stays}"
+
+
+def rotary_in_words(base: Path, folder: Path) -> str:
+    """Where a model's rotary position embeddings (arXiv 2104.09864) have another base frequency than those of `base`,
+    whose configuration a merge has; else "". Its attention learnt other angles then. For models without a problem.
+    """
+    if is_adapter(folder):
+        return ""
+    own, kept = (_rope_theta(read_json(path / "config.json")) for path in (folder, base))
+    same = own is None or kept is None or own == kept
+    return "" if same else f"its rope_theta is {own:g}, what is merged has {kept:g}"
+
+
+def _rope_theta(config: JsonObject) -> float | None:
+    """As earlier versions of the library write it, or later ones."""
+    inner = config.get("text_config")
+    said: JsonObject = {**config, **inner} if isinstance(inner, dict) else config
+    later = said.get("rope_parameters")
+    theta: Any = said.get("rope_theta", later.get("rope_theta") if isinstance(later, dict) else None)
+    return float(theta) if type(theta) in (int, float) and 0 < theta < MOST_THETA else None
 
 
 def _over(base: Model, folder: Path, bounds: Bounds, models: Sequence[Model]) -> Iterator[Problem]:

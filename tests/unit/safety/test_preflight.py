@@ -12,7 +12,7 @@ from tiny import tiny_model
 
 from safety.bounds import Bounds
 from safety.headers import HeaderError, facts_of, layers_of, tensor_headers
-from safety.preflight import mismatches, path_problems, preflight
+from safety.preflight import mismatches, path_problems, preflight, rotary_in_words
 from safety.tokenizer import read_tokenizer, same_files
 
 WORDS = ["one", "two", "three"]
@@ -165,6 +165,20 @@ def test_the_same_template_in_another_place_is_the_same(pair: list[Path]) -> Non
     edit(pair[0] / "tokenizer_config.json", chat_template=[{"name": "default", "template": "{{ x }}"}])
     (pair[1] / "chat_template.jinja").write_text("{{ x }}")
     assert preflight(pair, Bounds()) == []
+
+
+@pytest.mark.parametrize(("keys", "said"), [
+    ({"rope_theta": 5e5}, "its rope_theta is 500000, what is merged has 10000"),
+    ({"text_config": {"rope_parameters": {"rope_theta": 5e5}}}, "its rope_theta is 500000, what is merged has 10000"),
+    ({"rope_theta": 10000}, ""), ({"rope_parameters": {"full_attention": {}}}, ""), ({"rope_parameters": 7}, ""),
+    ({"rope_theta": "5"}, ""), ({"rope_theta": 10**400}, ""), ({"rope_theta": float("nan")}, ""),
+])
+def test_another_rotary_base_is_told_however_a_version_of_the_library_wrote_it(
+    pair: list[Path], keys: dict[str, object], said: str
+) -> None:
+    edit(pair[0] / "config.json", rope_parameters={"rope_theta": 10000.0, "rope_type": "default"})
+    edit(pair[1] / "config.json", **keys)
+    assert rotary_in_words(*pair) == said
 
 
 def test_embeddings_are_tied_where_the_config_says_so_or_there_is_no_head(pair: list[Path]) -> None:
