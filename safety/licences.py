@@ -150,7 +150,7 @@ def is_inherited(name: str) -> bool:
 def card_of(folder: Path) -> str:
     """The text of README.md; "" where there is none that can be read."""
     try:
-        return given.read_bytes(folder / CARD, LONGEST_CARD).decode("utf-8", errors="replace")
+        return given.read_bytes(folder / CARD, LONGEST_CARD).decode("utf-8-sig", errors="replace")
     except given.Unreadable:
         return ""
 
@@ -176,15 +176,27 @@ def _apart(value: str) -> Iterator[str]:
 
 
 def _values(front: str, key: str) -> list[str]:
-    """The values of a key of the front matter: a scalar, a list in brackets, or one a line. No YAML beyond that."""
-    found = re.search(rf"^{key}:[ \t]*(.*)((?:\n[ \t]*- .*)*)$", front, flags=re.MULTILINE | re.IGNORECASE)
-    if not found:
-        return []
-    first, listed = found.group(1).strip(), found.group(2).split("\n")[1:]
-    if first.startswith("[") and first.endswith("]"):
-        return [_scalar(part) for part in first[1:-1].split(",") if part.strip()]
-    values = [_scalar(line.strip().removeprefix("- ")) for line in listed] if listed else [_scalar(first)]
+    """The values of a key of the front matter: a scalar, a list in brackets, or one a line; also over several lines,
+    with blank lines and comments between them. No YAML beyond that.
+    """
+    found = re.search(rf"^{key}:(.*(?:\n(?:[ \t].*|- .*|#.*|-?\r?$))*)", front, flags=re.MULTILINE | re.IGNORECASE)
+    entries: list[str] = []
+    for line in (_uncommented(line) for line in (found.group(1).split("\n") if found else ())):
+        if line == "-" or line.startswith("- "):
+            entries.append(line[1:].strip())
+        elif line and entries:
+            entries[-1] = f"{entries[-1]} {line}".strip()
+        elif line:
+            entries.append(line)
+    if len(entries) == 1 and entries[0].startswith("[") and entries[0].endswith("]"):
+        entries = [part for part in entries[0][1:-1].split(",") if part.strip()]
+    values = [_scalar(entry) for entry in entries]
     return values if any(values) else []
+
+
+def _uncommented(line: str) -> str:
+    """A line without its comment; where a quote may hold the sign, `_scalar` looks closer."""
+    return line.strip() if "'" in line or '"' in line else re.split(r"(?:^|\s)#", line)[0].strip()
 
 
 def _scalar(text: str) -> str:

@@ -27,7 +27,7 @@ from safety.headers import (
     weight_files,
 )
 from safety.layers import difference, obstacle
-from safety.licences import licences_of
+from safety.licences import CARD, UNKNOWN, licences_of
 from safety.scope import ScopeError, kept, scope_of
 from safety.tokenizer import Tokenizer, differences, has_own, has_tokenizer, read_tokenizer, same_files, some
 from state import given
@@ -285,7 +285,8 @@ def _unlisted(path: Path, bounds: Bounds) -> Iterator[Problem]:
     allowed = {licence.lower() for licence in bounds.supply.licences}
     for licence in licences_of(path):
         if licence not in allowed:
-            yield Problem(path, "licence", f"licence {licence!r} is not in supply.licences")
+            why = f": {CARD} names none" if licence == UNKNOWN else ""
+            yield Problem(path, "licence", f"licence {licence!r} is not in supply.licences{why}")
 
 
 def _remote_code(path: Path) -> Iterator[Problem]:

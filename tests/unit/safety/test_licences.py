@@ -35,10 +35,23 @@ def card(folder: Path, text: str, **files: str) -> Path:
     ("license: other", ["other"]), ("license: other\nlicense_name: Qwen-Research", ["other:qwen-research"]),
     ("license: other\nlicense_name: mit", ["other:mit"]), ("license: mit\nlicense_name: x", ["mit"]),
     ("license: [mit, other]\nlicense_name: x\nlicense_link: LICENSE", ["mit", "other:x"]),
+    ("license:\n- mit\n\n- gemma\nx: y", ["mit", "gemma"]),
+    ("license:\n# two\n- mit\n  # and\n- gemma", ["mit", "gemma"]),
+    ("license: [mit,\n  # and\n  gemma]", ["mit", "gemma"]), ("license: mit\n  and gemma\nx: y", ["mit", "gemma"]),
+    ("license: mit\n\n# llama2\nx: y", ["mit"]), ("license:\n  mit", ["mit"]), ("license:\n  name: mit", ["name: mit"]),
+    ("license: other\nlicense_name:\n\n- x\n\n- y", ["other:x", "other:y"]),
     ("license: [mit, mit]", ["mit"]), ("license: other\nlicense_name:", ["other"]),
 ])
 def test_the_front_matter_says_the_licences(tmp_path: Path, front: str, found: list[str]) -> None:
     assert licences_of(card(tmp_path, f"---\nx: y\n{front}\n---\n# about\nlicense: gpl-3.0\n")) == found
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b"\n"])
+def test_a_mark_of_the_byte_order_and_ends_of_lines_of_another_system_change_nothing(
+    tmp_path: Path, start: bytes
+) -> None:
+    (tmp_path / "README.md").write_bytes(start + b"---\r\nlicense:\r\n- mit\r\n\r\n- gemma\r\nx: y\r\n---\r\n")
+    assert licences_of(tmp_path) == ["mit", "gemma"]
 
 
 @pytest.mark.parametrize("text", ["", "# no front matter\nlicense: mit\n", "words\n---\nlicense: mit\n---\n", "---\n"])

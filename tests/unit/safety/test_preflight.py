@@ -93,7 +93,7 @@ def merges(*pairs: object) -> Callable[[Path], None]:
     (lambda f: edit(f / "config.json", auto_map={"AutoModel": "evil.Model"}), "remote_code", ["auto_map"]),
     (lambda f: edit(f / "tokenizer_config.json", auto_map={}), "remote_code", ["tokenizer_config.json"]),
     (lambda f: (f / "README.md").write_text("---\nlicense: llama2\n---\n"), "licence", ["'llama2'"]),
-    (lambda f: (f / "README.md").unlink(), "licence", ["'unknown'"]),
+    (lambda f: (f / "README.md").unlink(), "licence", ["'unknown'", "README.md names none"]),
     (lambda f: edit(f / "config.json", tie_word_embeddings=True), "config", ["tie_word_embeddings"]),
     (new_token, "tokenizer", ["2 tokens differ", "'seven'", "'three'"]),
     (lambda f: edit(f / "tokenizer_config.json", eos_token="two"), "tokenizer", ["special tokens"]),
