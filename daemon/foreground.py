@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from daemon.genesis import changed_files, placed_tasks
-from daemon.logs import Log, configure_logs
+from daemon.logs import Log, Paces, configure_logs
 from daemon.notify import Notifier
 from daemon.places import find_config, read_places
 from daemon.service import Service
@@ -25,7 +25,7 @@ def run_in_foreground(config: Path | None, cycles: int | None) -> int:
         notifier = Notifier()
         notifier.status("starting")
         works = wire(
-            settings, places, on_row=lambda row: log_row(log, row),
+            settings, places, on_row=lambda row: log_row(log, row), on_progress=Paces(log),
             on_head=lambda head: log.info("signed", **head.to_json()),
             on_missed=lambda reason: log.warning("head not copied", reason=reason),
         )

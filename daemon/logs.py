@@ -9,11 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Literal
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Literal
 
 import structlog
 
 Log = structlog.typing.FilteringBoundLogger
+BETWEEN_SECONDS: Final = 30.0
+"""Between two lines about one job that takes long; a shorter one has none."""
 
 
 def configure_logs(form: Literal["auto", "json", "text", "quiet"]) -> Log:
@@ -36,3 +41,24 @@ def configure_logs(form: Literal["auto", "json", "text", "quiet"]) -> Log:
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     log: Log = structlog.get_logger()
     return log
+
+
+class Paces:
+    """Tells the log how far long jobs are, with what they say of it: a build its rate and the time left. Jobs are told
+    apart by their kind, and one that begins anew by its share. Any thread may call it.
+    """
+
+    def __init__(self, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._clock = log, clock
+        self._lock = threading.Lock()
+        self._told: dict[str, tuple[float, float]] = {}         # by kind: when, and the share of it that was last heard
+
+    def __call__(self, kind: str, done: float, note: str) -> None:
+        with self._lock:
+            now = self._clock()
+            since, before = self._told.get(kind, (now, 0.0))
+            since = now if done < before else since
+            due = now - since >= BETWEEN_SECONDS
+            self._told[kind] = (now if due else since, done)
+        if due:
+            self._log.info("progressed", job=kind, percent=round(100 * done), note=note)
