@@ -61,6 +61,12 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def settle() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "ahead":
+            thread.join(60)
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[range]]:
     """What is read ahead, in pieces of 10 bytes and up to 40 ahead; nothing is in memory before."""
@@ -73,16 +79,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[range]]:
         found.append(range(place, place + len(buffers[0])))
         return real(handle, buffers, place)
 
+    settle()                                                   # what an earlier test had read ahead
     monkeypatch.setattr(job.os, "preadv", preadv)
     monkeypatch.setattr(job, "READ_BYTES", 10)
     monkeypatch.setattr(job, "AHEAD_BYTES", 40)
     yield found
-
-
-def settle() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "ahead":
-            thread.join(60)
 
 
 def test_what_is_wanted_and_what_follows_is_read_once_in_order_to_the_end_of_the_file(
