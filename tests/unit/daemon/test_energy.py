@@ -152,13 +152,13 @@ def test_power_that_was_read_long_ago_is_not_taken_for_power_now(tmp_path: Path)
 
 
 def test_a_nvidia_smi_that_hangs_is_given_up_once_and_holds_up_no_job(tmp_path: Path) -> None:
-    graphics = smi(tmp_path, "trap '' TERM; echo asked >> \"$0.log\"; while :; do sleep 1; done", 0.2)
+    graphics = smi(tmp_path, "trap '' TERM; echo asked >> \"$0.log\"; while :; do sleep 1; done", 1.0)
     meter = EnergyMeter("cuda", Processors(tmp_path / "none"), graphics)
     meter.start()
     began = time.monotonic()
     with meter.job():
         pass
-    assert time.monotonic() - began < 0.15
+    assert time.monotonic() - began < 0.8
     assert meter.joules() is None
     until(lambda: graphics.hung)
     assert graphics.watts() is None
