@@ -6,7 +6,6 @@ import importlib
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from daemon.energy import energy_in_words
 from daemon.genesis import (
     began,
     changed_files,
+    contents_of,
+    data_problem,
     has_pool,
     in_roles,
     model_folders,
@@ -34,13 +35,14 @@ from loops.reward.features import LEARNED
 from loops.reward.levels import at_level, configs_of
 from safety.bounds import Bounds, load_bounds
 from safety.gate import Procedure, Rules, fewest_guard_items, smallest_gain
+from safety.headers import HeaderError
 from safety.licences import licences_of
 from safety.preflight import adapter_in_words, rotary_in_words, scope_in_words
 from safety.sandbox import Limits, exposed, statements
 from safety.yardstick.fresh import can_deal
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import draw_some, of_a_file, read_jsonl
-from safety.yardstick.training import RowError, rows_of
+from safety.yardstick.training import RowError
 from safety.yardstick.verifiers import FIRST_ITEMS, junk_paid
 from state import given
 from state.code import PACKAGES
@@ -109,13 +111,16 @@ def _data(settings: Settings, root: Path) -> Iterator[Finding]:
             yield "data", False, f"data.{name}: {file} is not a file"
             continue
         try:
-            kinds = Counter(len(row) for row in rows_of(file))
-        except RowError as error:
+            found = contents_of(file)
+            problem = data_problem(found, root / settings.models.base)
+        except (RowError, HeaderError) as error:
             yield "data", False, f"data.{name}: {error}"
             continue
-        count, what = kinds.total(), "preferences" if kinds[3] else "rows"
-        yield "data", count > 0, f"data.{name}: {count:,} {what} in {file}" + (
-            " (overlap with sealed items is checked when they are drawn)" if count else "")
+        what = "preferences" if found.preferences else "rows"
+        yield "data", problem is None, f"data.{name}: " + (
+            f"{file} {problem}" if problem else
+            f"{found.rows:,} {what} in {file} (overlap with sealed items is checked when they are drawn)"
+        )
 
 
 def _sources(settings: Settings, places: Places) -> Iterator[Finding]:

@@ -8,6 +8,9 @@ to the job "seal" alone.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -21,9 +24,11 @@ from safety.admission import admit_input
 from safety.bounds import Bounds
 from safety.headers import facts_of
 from safety.preflight import Problem, path_problems, preflight, scope_in_words
+from safety.tokenizer import read_tokenizer
+from safety.yardstick import training
 from safety.yardstick.items import TaskError, TaskSpec
 from safety.yardstick.tasks import of_a_file, pinned, pool_file, read_jsonl, unplaced
-from safety.yardstick.training import RowError, is_parquet, rows_of
+from safety.yardstick.training import Contents, RowError, contents, is_parquet
 from state import given
 from state.errors import ConfigurationError, UserError
 from state.jobs import JobFailed, JobResult, JobSpec, Runner
@@ -198,9 +203,7 @@ def changed_files(tasks: Sequence[TaskSpec], begun: Sequence[TaskSpec]) -> Itera
 
 
 def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
-    """Raise UserError for models, data and tasks that cannot be used, as far as that shows without a worker, which
-    reads what needs a library to be read.
-    """
+    """Raise UserError for models, data and tasks that cannot be used, as far as that shows without a worker."""
     problems = model_problems(settings, root, bounds)
     if problems:
         more = f" ({len(problems) - 1} more: see `kaizend check`)" if problems[1:] else ""
@@ -209,13 +212,36 @@ def refuse_unusable(settings: Settings, root: Path, bounds: Bounds) -> None:
         if not given.is_file(root / path):
             raise UserError(f"data.{name}: {root / path} is not a file")
         try:
-            if not is_parquet(root / path) and sum(1 for _ in rows_of(root / path)) == 0:
-                raise UserError(f"data.{name}: {root / path} has no rows")
+            if problem := data_problem(contents_of(root / path), root / settings.models.base):
+                raise UserError(f"data.{name}: {root / path} {problem}")
         except RowError as error:
             raise UserError(f"data.{name}: {error}") from error
     for task in resolved_tasks(settings, root):
         if of_a_file(task):
             read_jsonl(Path(task.source["path"]))
+
+
+def contents_of(file: Path) -> Contents:
+    """What a file of training data holds; of Parquet another process says it. Raises RowError."""
+    if not is_parquet(file):
+        return contents(file)
+    done = subprocess.run(
+        [sys.executable, "-m", training.__name__, str(file.absolute())], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).resolve().parent.parent, stdin=subprocess.DEVNULL,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or [f"{file.name}: reading it ended with {done.returncode}"]
+        raise RowError(said[0])
+    return Contents(**json.loads(done.stdout))
+
+
+def data_problem(found: Contents, base: Path) -> str | None:
+    """Why readable data cannot be trained on."""
+    if not found.rows:
+        return "has no rows"
+    if found.conversations and not read_tokenizer(base).template:
+        return f"has conversations, and the model {base} no chat template to write them in"
+    return None
 
 
 def _refuse_impossible_paths(settings: Settings, folders: list[Path]) -> None:

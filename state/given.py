@@ -72,10 +72,12 @@ def _read(stream: IO[bytes], most: int) -> bytes:
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
     """The text of a UTF-8 file. Raises Unreadable."""
+    content = read_bytes(path, most)
     try:
-        return read_bytes(path, most).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise NotValid(f"not UTF-8 at byte {error.start}") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise NotValid(f"not UTF-8 at byte {error.start}, in line {line}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

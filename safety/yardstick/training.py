@@ -4,8 +4,11 @@ A row is a question with its answer, a conversation that ends with what the assi
 preference: a question or a conversation with an answer that was chosen and one that was rejected. What is trained on
 and what sealing holds against the sealed items is read here and nowhere else. An artefact has lost the ending of its
 name, so the format shows in the content: Parquet by its first bytes, JSON lines by a brace, CSV by a first line that
-names fields which make a row; anything else is text, each line a row. Invariant: the rows of a source are all
-preferences, or none is.
+names fields which make a row; anything else is text, each line a row. Where the name still has its ending, the
+content must be what it says: a table that is not understood is refused, never learned as text. Invariant: the rows of a
+source are all preferences, or none is.
+
+    python -m safety.yardstick.training FILE        what `contents` says, as JSON, for who must not import pyarrow
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +32,14 @@ ROLES: Final = ("system", "user", "assistant", "tool")
 ANSWERS: Final = ("answer", "completion")
 PAIR: Final = ("chosen", "rejected")
 FIELDS: Final = "prompt with answer or completion, or with chosen and rejected, or messages, or text"
+_LINES: Final = "not JSON lines: an object a line is needed, and no list around them"
+_MEANT: Final = {
+    ".jsonl": _LINES, ".json": _LINES,
+    ".csv": f"the first line must name fields, with commas between them: {FIELDS}",
+}
+"""What is wrong with a file of that ending whose content is something else."""
+
+_HALF: Final = re.compile("[\ud800-\udfff]")
 
 Turns = tuple[tuple[str, str], ...]
 """Of a conversation, before the answer: (role, content) each."""
@@ -39,6 +53,24 @@ Placed = tuple[str, Row | Preference]
 
 class RowError(ValueError):
     """A file of training data cannot be used: which, at which line or row, and what is wrong with which field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """How many rows a file has, whether they are preferences, and whether one of them is a conversation."""
+
+    rows: int
+    preferences: bool
+    conversations: bool
+
+
+def contents(file: Path) -> Contents:
+    """What a file holds, every row of it read. Raises RowError."""
+    count, preferences, conversations = 0, False, False
+    for row in rows_of(file):
+        count, preferences = count + 1, len(row) == 3
+        conversations = conversations or not isinstance(row[0], str)
+    return Contents(count, preferences, conversations)
 
 
 def rows_in(path: Path) -> Iterator[Row | Preference]:
@@ -104,14 +136,19 @@ def _placed_rows(file: Path) -> Iterator[Placed]:
     if is_parquet(file):
         yield from _of_parquet(file)
         return
+    if file.suffix.lower() == ".parquet":
+        raise RowError(f"{file.name}: not a Parquet table")
     try:
         text = given.read_text(file)
     except given.Unreadable as error:
         raise RowError(f"{file.name}: cannot be read: {error}") from error
-    if text.lstrip("\ufeff \t\r\n").startswith("{"):
+    begin = text.lstrip("\ufeff \t\r\n")
+    if begin.startswith("{"):
         yield from _of_json(file, text)
     elif _names_fields(text):
         yield from _of_csv(file, text)
+    elif begin and (problem := _MEANT.get(file.suffix.lower()) or (_LINES if re.match(r"\[\s*\{", begin) else None)):
+        raise RowError(f"{file.name}, line {text.count(chr(10), 0, len(text) - len(begin)) + 1}: {problem}")
     else:
         lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
         yield from ((f"{file.name}, line {number}", ("", line)) for number, line in lines if line)
@@ -151,7 +188,10 @@ def _of_parquet(file: Path) -> Iterator[Placed]:
     try:
         with parquet.ParquetFile(file) as table:
             known = ("prompt", *ANSWERS, *PAIR, "messages", "text")
-            names = [name for name in known if name in table.schema_arrow.names]
+            there = table.schema_arrow.names
+            names = [name for name in known if name in there]
+            if not names:
+                raise RowError(f"{file.name}: it needs {FIELDS}, and has {', '.join(map(repr, there)) or 'nothing'}")
             for batch in table.iter_batches(columns=names):
                 for body in batch.to_pylist():
                     number += 1
@@ -227,4 +267,13 @@ def _text(body: Mapping[str, Any], key: str, where: str) -> str:
     value = body.get(key)
     if not isinstance(value, str):
         raise RowError(f"{where}: {key} must be text, it is {'missing' if value is None else type(value).__name__}")
+    if not value.isascii() and _HALF.search(value):
+        raise RowError(f"{where}: {key} holds half a character (a surrogate alone), which no tokenizer takes")
     return value
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(json.dumps(asdict(contents(Path(sys.argv[1])))))
+    except RowError as refused:
+        sys.exit(str(refused))

@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from watching import asked, channels, complaint, kaizend, listing, rows, serving
 
 from safety.headers import tensor_headers
@@ -80,6 +82,33 @@ def without_rows(folder: Path) -> None:
     (folder / "models" / "data" / "expert_language.jsonl").write_text("\n")
 
 
+def with_a_table_of_numbers(folder: Path) -> None:
+    parquet.write_table(pyarrow.table({"prompt": ["1 + 1"], "answer": [2]}), data_of(folder))
+
+
+def with_a_table_without_rows(folder: Path) -> None:
+    columns = {name: pyarrow.array([], pyarrow.string()) for name in ("prompt", "answer")}
+    parquet.write_table(pyarrow.table(columns), data_of(folder))
+
+
+def with_a_torn_table(folder: Path) -> None:
+    parquet.write_table(pyarrow.table({"prompt": ["1 + 1"], "answer": ["2"]}), data_of(folder))
+    data_of(folder).write_bytes(data_of(folder).read_bytes()[:-20])
+
+
+def with_half_a_character(folder: Path) -> None:
+    data_of(folder).write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "1 \\ud800 2", "answer": "3"}\n')
+
+
+def with_a_conversation(folder: Path) -> None:
+    turns = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]
+    data_of(folder).write_text(json.dumps({"messages": turns}))
+
+
+def data_of(folder: Path) -> Path:
+    return folder / "models" / "data" / "expert_maths.jsonl"
+
+
 def with_something_in_the_way(folder: Path) -> None:
     (folder / "var").write_text("not a folder")
 
@@ -105,6 +134,11 @@ def with_something_in_the_way(folder: Path) -> None:
     (edited("kaizend.toml", "expert_maths.jsonl", "nothing.jsonl"), "nothing.jsonl is not a file"),
     (with_a_row_of_numbers, "data.maths: expert_maths.jsonl, line 2: answer must be text, it is int"),
     (without_rows, "expert_language.jsonl has no rows"),
+    (with_a_table_of_numbers, "data.maths: expert_maths.jsonl, row 1: answer must be text, it is int"),
+    (with_a_table_without_rows, "expert_maths.jsonl has no rows"),
+    (with_a_torn_table, "data.maths: expert_maths.jsonl: not readable as Parquet"),
+    (with_half_a_character, "data.maths: expert_maths.jsonl, line 2: prompt holds half a character"),
+    (with_a_conversation, "expert_maths.jsonl has conversations, and the model"),
     (with_an_empty_task_file, "questions.jsonl: the file is empty"),
     (with_something_in_the_way, "the state folder"),
     (lambda folder: (folder / "bounds.toml").unlink(), "bounds.toml: cannot be read"),

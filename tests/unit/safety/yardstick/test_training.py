@@ -111,6 +111,7 @@ def test_a_row_with_an_answer_is_no_preference_whatever_else_it_has(tmp_path: Pa
     ('{"messages": [{"role": "human", "content": "a"}, 1]}', r"messages\[0\]\.role must be one of"),
     ('{"messages": [{"role": "user", "content": 1}, 1]}', r"messages\[0\]: content must be text, it is int"),
     ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}', "the last of messages"),
+    ('{"prompt": "a\\ud800", "answer": "b"}', "prompt holds half a character"),
     ("[1]", "not an object"), ("{", "not JSON"), ("{" * 100_000, "not JSON"),
 ])
 def test_what_is_no_row_is_refused_by_file_line_and_field(tmp_path: Path, body: str, said: str) -> None:
@@ -144,6 +145,37 @@ def test_broken_tables_are_refused_by_file_and_place(tmp_path: Path) -> None:
         list(rows_of(tmp_path / "nowhere.jsonl"))
 
 
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("a.json", '\n[{"prompt": "a", "answer": "b"},\n{"prompt": "c", "answer": "d"}]', "a.json, line 2: not JSON lines"),
+    ("0a1b2c", '[\n {"prompt": "a", "answer": "b"}\n]', "0a1b2c, line 1: not JSON lines"),
+    ("a.jsonl", "a prompt\tan answer\n", "a.jsonl, line 1: not JSON lines"),
+    ("a.CSV", "prompt;answer\na;b\n", "a.CSV, line 1: the first line must name fields, with commas between them"),
+    ("a.csv", "question,reply\na,b\n", "a.csv, line 1: the first line must name fields"),
+    ("a.parquet", "prompt,answer\na,b\n", "a.parquet: not a Parquet table"),
+])
+def test_a_table_that_is_not_understood_is_refused_and_never_learned_as_text(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(content)
+    with pytest.raises(RowError) as refused:
+        list(rows_of(file))
+    assert str(refused.value).startswith(said)
+
+
+def test_a_file_that_is_not_utf_8_is_refused_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(RowError, match=r"^a\.jsonl: cannot be read: not UTF-8 at byte 30, in line 2$"):
+        list(rows_of(file))
+
+
+def test_a_table_without_any_field_that_counts_is_refused_by_the_fields_it_has(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.parquet", [{"question": "a", "reply": "b"}])
+    with pytest.raises(RowError, match=r"^a\.parquet: it needs prompt .*, and has 'question', 'reply'$"):
+        list(rows_of(file))
+
+
 line_breaks = st.characters(blacklist_categories=("Cs",), blacklist_characters="\0")
 
 
@@ -169,6 +201,6 @@ def test_any_bytes_are_rows_or_one_line(tmp_path_factory: Any, content: bytes) -
     file.write_bytes(content)
     try:
         rows = [each for row in rows_of(file) for each in answered(row)]
-        assert all(isinstance(text, str) for row in rows for text in texts_of(row))
+        assert all(text.encode() or not text for row in rows for text in texts_of(row))
     except RowError as error:
         assert str(error).startswith("any")
