@@ -202,8 +202,9 @@ def _features(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
         except subprocess.TimeoutExpired:
             yield "feature", False, f"{name} of {source}: trying it out took more than {FEATURE_SECONDS} s"
             continue
-        said = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
-        yield "feature", done.returncode == 0, f"{name} of {source}" + (f": {said[0]}" if done.returncode else "")
+        fit = done.returncode == 0 and done.stdout.splitlines()[-1:] == [name]
+        said = done.stderr.strip().splitlines()[-1:] or [f"it ended the process with {done.returncode}"]
+        yield "feature", fit, f"{name} of {source}" + ("" if fit else f": {said[0]}")
 
 
 def _stages(settings: Settings, bounds: Bounds) -> Iterator[Finding]:

@@ -110,8 +110,10 @@ def _names() -> list[str]:
 
 
 def main(names: Sequence[str]) -> None:
+    """Says each name once it is found fit, so that a feature that ends the process is not taken for one."""
     for name in names:
         feature(name)
+        sys.stdout.write(f"\n{name}\n")
 
 
 if __name__ == "__main__":
