@@ -122,12 +122,25 @@ def load_settings(path: Path) -> Settings:
         raise UserError(f"{path}: reward.{wrong}")
     if OWN in settings.data and Stage.DPO in settings.pipeline.stages:
         raise UserError(f"{path}: data.{OWN}: this name is kept for the pairs that a model makes itself")
+    if unknown := _mixture_of_nothing(settings):
+        raise UserError(f"{path}: pipeline.{unknown}")
     names = [spec.name for spec in specs]
     if len(set(names)) != len(names):
         raise UserError(f"{path}: tasks: two tasks have the same name")
     if not any(spec.role == "target" for spec in specs):
         raise UserError(f'{path}: tasks: at least one task needs role = "target"')
     return settings
+
+
+def _mixture_of_nothing(settings: Settings) -> str | None:
+    """The first recipe whose shares go to a source that there is not, or to none."""
+    for stage, recipe in settings.pipeline.defaults.items():
+        known = {*settings.data, *([OWN] if stage is Stage.DPO else [])}
+        if unknown := sorted(recipe.mixture.keys() - known):
+            return f"{stage}.mixture: there is no data.{unknown[0]}, only {', '.join(sorted(known)) or 'none'}"
+        if recipe.mixture and not any(recipe.mixture.values()):
+            return f"{stage}.mixture: no source has a share above 0"
+    return None
 
 
 def _refuse_unusable_values(path: Path, tree: dict[str, Any]) -> None:

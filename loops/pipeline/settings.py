@@ -45,6 +45,8 @@ class PipelineSettings:
                 raise ValueError(f'the recipe {stage} has stage = "{stage}"')
         if not self.stages or self.segment_steps < 1 or self.fresh_items < 1:
             raise ValueError("stages, segment_steps and fresh_items must not be empty or 0")
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError("stages must name each stage once: after the last comes the first again")
         if self.pair_prompts < 0 or self.pair_samples < 2:
             raise ValueError("pair_prompts must be at least 0 and pair_samples at least 2")
         if not 0 < self.level < 1:

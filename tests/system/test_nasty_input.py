@@ -78,6 +78,12 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "levels of no target": (config("[service]", "[reward.levels]\nm = [{ a = 1 }]\n[service]"), "no target of that"),
     "levels of what has none": (
         config("[service]", "[reward.levels]\nmaths2 = [{ a = 1 }]\n[service]"), "kind bilingual has no levels"),
+    "a share for no source": (
+        config("[pipeline.grpo]", "[pipeline.sft.mixture]\nmaths = 0.5\nmats = 0.5\n[pipeline.grpo]"),
+        "pipeline.sft.mixture: there is no data.mats, only language, maths"),
+    "shares of nothing": (
+        config("[pipeline.grpo]", "[pipeline.sft.mixture]\nmaths = 0.0\n[pipeline.grpo]"), "no source has a share"),
+    "a stage twice": (config("[pipeline]", '[pipeline]\nstages = ["sft", "grpo", "sft"]'), "name each stage once"),
     "endless items": (config("vault_items = 2000", "vault_items = 1" + "0" * 18), "vault_items is 1000"),
     "a task file that is a pipe": (config(JSONL, 'source = { kind = "jsonl", path = "pipe" }'), "not a regular file"),
     "a task file in a circle": (config(JSONL, 'source = { kind = "jsonl", path = "circle" }'), "circle"),
