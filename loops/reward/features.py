@@ -4,12 +4,13 @@ A feature maps one completion to phi in [0, 1], 1 being the better end. Its clas
 completion ("one"), only on right ones ("r0"), or only on wrong ones ("1-r0"). What a feature is worth is learned in
 `loops.reward.shaping`, never here. Standard library only: job functions import this file too.
 
-Invariant: a phi lies in [0, 1] whatever text it is given, and a feature that needs a reference answers 1/2 (it pays
-nothing) where there is none.
+Invariant: a phi lies in [0, 1] whatever text it is given, and a feature that needs a reference, or a model in a worker,
+answers 1/2 (it pays nothing) where there is none.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,18 @@ from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
 from operator import eq
+from statistics import median
 from types import MappingProxyType
 from typing import Final
 
 NEUTRAL: Final = 0.5
 LEARNED: Final = "learned"
 """The feature that a reward model measures; the texts alone tell nothing of it."""
+ENTROPY_BAND: Final = "entropy_band"
+"""The feature that the model itself measures, by how sure it is of an answer."""
+LEAST_NATS: Final = 0.05
+MOST_NATS: Final = 1.0
+"""Below, a model repeats what it has settled on; above, it guesses among several tokens at each place."""
 MOST_COMPARED_UNITS: Final = 256
 """Edit similarity is quadratic: it looks at the first so many units of either text."""
 
@@ -134,6 +141,38 @@ def _brevity(prompt: str, completion: str, reference: str | None, siblings: Sequ
     return mean / (mean + own) if mean + own else NEUTRAL
 
 
+def _length_band(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """1 from half to twice the reference's length, or the group's median where there is none; less by how many times it
+    is shorter or longer than that.
+    """
+    if reference is not None:
+        own, middle = len(_units(completion, reference)), float(len(_units(reference, reference)))
+    else:
+        own = len(_words(completion))
+        middle = median(map(len, map(_words, siblings))) if siblings else float(own)
+    return min(1.0, 2.0 * min(own, middle) / max(own, middle)) if own and middle else float(own == middle)
+
+
+def _format(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
+    """F1 of the two bags of words by their form alone: which are numbers, which letters, which signs stand where."""
+    if reference is None:
+        return NEUTRAL
+    mine, theirs = Counter(map(_form, _words(completion))), Counter(map(_form, _words(reference)))
+    total = mine.total() + theirs.total()
+    return 2.0 * (mine & theirs).total() / total if total else 1.0
+
+
+@lru_cache(maxsize=4096)
+def _form(word: str) -> str:
+    """A word with each run of digits as 0 and each run of letters as a."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", word))
+
+
+def in_entropy_band(nats: float) -> float:
+    """phi of a mean entropy in nats a token: 1 within the band, and less the further it is below or above."""
+    return max(0.0, min(1.0, nats / LEAST_NATS, MOST_NATS / max(nats, MOST_NATS)))
+
+
 def _varied(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
     """Share of word pairs that are not a repetition of an earlier pair."""
     words = _words(completion)
@@ -154,7 +193,9 @@ def _agreement(prompt: str, completion: str, reference: str | None, siblings: Se
 
 
 def _unmeasured(prompt: str, completion: str, reference: str | None, siblings: Sequence[str]) -> float:
-    """A worker that was given a reward model puts sigmoid(r - r_ref) in its place (PAR, 2502.18770)."""
+    """A worker puts another value in its place: sigmoid(r - r_ref) where it was given a reward model (PAR, 2502.18770),
+    `in_entropy_band` of the model that answered.
+    """
     return NEUTRAL
 
 
@@ -171,6 +212,11 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType({
         Feature("brevity", FeatureClass.RIGHT, _brevity),
         Feature("varied", FeatureClass.ONE, _varied),
         Feature("agreement", FeatureClass.ONE, _agreement),
+        Feature("format", FeatureClass.WRONG, _format),
+        Feature("length_band", FeatureClass.RIGHT, _length_band),
+        Feature(ENTROPY_BAND, FeatureClass.ONE, _unmeasured),
     )
 })
-"""kaizend's own that need no more than the texts, by name. At most eight enter a shaping (ALGORITHMS 7)."""
+"""kaizend's own that need no other model, by name. At most eight enter a shaping (ALGORITHMS 7)."""
+USUAL: Final = ("places", "overlap", "prefix", "closeness", "grounded", "brevity", "varied")
+"""Those that a shaping may pay for unless the operator says otherwise."""

@@ -21,7 +21,7 @@ from loops.loop import Bench, Trial
 from loops.reward import levels
 from loops.reward.arms import Weighing, expected_success, traces, weigh
 from loops.reward.catalogue import sources
-from loops.reward.features import LEARNED
+from loops.reward.features import LEARNED, USUAL
 from loops.reward.learned import bounded, prepared, without
 from loops.reward.shaping import ZERO, Evidence, Shaping, Switch, annealed
 from state.jobs import JobFailed, JobResult, JobSpec
@@ -57,7 +57,7 @@ class RewardSettings:
     `levels` gives targets easier configs to be asked with, from easy to hard (`loops.reward.levels`).
     """
 
-    features: tuple[str, ...] = ("places", "overlap", "prefix", "closeness", "grounded", "brevity", "varied")
+    features: tuple[str, ...] = USUAL
     approved: tuple[str, ...] = ()
     references: bool = True
     strength: float = STRONGEST

@@ -6,12 +6,11 @@ No tensors here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from loops.reward.catalogue import measure
-from loops.reward.features import LEARNED
 from loops.reward.shaping import Evidence, Group, Shaping, bonus, rank_correlation, score, shaped_reward
 from safety.yardstick.items import Item
 from safety.yardstick.verifiers import Verifier
@@ -21,6 +20,7 @@ REWARD_SCALE: Final = 1 / 0.3
 """Advantages are divided by a constant, never by a deviation: in an all-wrong group that would undo every bound."""
 KEPT_SUCCESSES: Final = 512
 
+Phis = Callable[[Sequence[tuple[str, str]]], list[float]]
 Answer = tuple[list[int], list[int]]
 """Ids of the prompt and of a right answer with its end token."""
 
@@ -86,7 +86,7 @@ class Marking:
     """TRL's reward function. `latest` holds the answers of the last call, right or wrong.
 
     Without `references` an item's answer is one of several: the verifier may use it, features and evidence may not.
-    `learned` is phi of the learned feature for some (prompt, answer), None where no reward model was given.
+    `by_model` has what measures phi of some (prompt, answer) for features that the texts alone tell nothing of.
     """
 
     questions: Sequence[Question]
@@ -96,7 +96,7 @@ class Marking:
     proxy_strength: float
     record: Record
     references: bool = True
-    learned: Callable[[Sequence[tuple[str, str]]], list[float]] | None = None
+    by_model: Mapping[str, Phis] = field(default_factory=dict)
     latest: list[Answer] = field(default_factory=list)
     __name__: str = "marking"
 
@@ -141,9 +141,10 @@ class Marking:
         """phi of each answer of a group, equal ones looked at once, and of the reference itself where there is one."""
         answers = list(dict.fromkeys(texts if reference is None else [*texts, reference]))
         told = {answer: measure(names, prompt, answer, reference, texts) for answer in answers}
-        if self.learned is not None and LEARNED in names:
-            for answer, phi in zip(answers, self.learned([(prompt, answer) for answer in answers]), strict=True):
-                told[answer][LEARNED] = phi
+        for name in sorted(self.by_model.keys() & set(names)):
+            phis = self.by_model[name]([(prompt, answer) for answer in answers])
+            for answer, phi in zip(answers, phis, strict=True):
+                told[answer][name] = phi
         return told
 
     def _right(self, asked: Question, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[float]:

@@ -42,20 +42,20 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from loops.pipeline.recipe import Recipe
-from loops.reward.features import FEATURES, LEARNED
+from loops.reward.features import ENTROPY_BAND, LEARNED, USUAL, in_entropy_band
 from loops.reward.shaping import Evidence, Shaping
 from loops.work import checkpoint
 from loops.work.checkpoint import Checkpoint
 from loops.work.exercises import Exercises, plain, set_exercises
 from loops.work.learner import Learner, load_learner, schedule, standing, take_up
-from loops.work.marking import Marking, Question, Record
+from loops.work.marking import Marking, Phis, Question, Record
 from loops.work.replay import DATA_ROWS, Replay
 from loops.work.reward_model import load_judge
-from loops.work.rows import answer_log_p, mixed, read_rows, tokenise, used_of
+from loops.work.rows import answer_entropy, answer_log_p, mixed, read_rows, tokenise, used_of
 from loops.work.stops import out_of_tokens, reason_to_stop
 from loops.work.watch import Logs, Watch, halving, quiet_arguments, run_trainer
 from safety.yardstick.items import TaskSpec
-from safety.yardstick.scoring import expected_success
+from safety.yardstick.scoring import encode_items, expected_success
 from safety.yardstick.tasks import Seal
 from safety.yardstick.verifiers import canaries
 from state.jobs import Desk, JobSpec, Produced
@@ -110,7 +110,7 @@ class Errand:
         return cls(
             Recipe.from_json(params["recipe"]), Shaping.from_json(params["shaping"]),
             [TaskSpec.from_json(body) for body in params["tasks"]], range(first, first + params["steps"]),
-            Evidence.from_json(evidence) if evidence else Evidence.empty(FEATURES), params["probe_seed"],
+            Evidence.from_json(evidence) if evidence else Evidence.empty(USUAL), params["probe_seed"],
             params.get("probe_items", PROBE_ITEMS) if references else 0, params.get("save_steps", SAVE_STEPS),
             params.get("proxy_strength", PROXY_STRENGTH), references, params.get("max_tokens"), params.get("pause"),
             params.get("levels", {}), spec.seed,
@@ -194,7 +194,7 @@ def _run(
     left = range(batch * (first - errand.steps.start), len(exercises.questions))
     marking = Marking(
         exercises.questions, recipe.group, frozenset({int(learner.tokenizer.eos_token_id)}), errand.shaping,
-        errand.proxy_strength, record, errand.references, _judging(errand, desk),
+        errand.proxy_strength, record, errand.references, _measures(errand, desk, learner),
     )
     pending = True
 
@@ -247,13 +247,21 @@ def _run(
         learner.model.delete_adapter(REFERENCE)
 
 
-def _judging(errand: Errand, desk: Desk) -> Callable[[Sequence[tuple[str, str]]], list[float]] | None:
-    """phi of the learned feature by the reward model among the inputs. ValueError where it is paid for without one."""
+def _measures(errand: Errand, desk: Desk, learner: Learner) -> dict[str, Phis]:
+    """What measures the entropy band, and the learned feature where a reward model is among the inputs. ValueError
+    where that is paid for without one.
+    """
+    def entropy_band(answers: Sequence[tuple[str, str]]) -> list[float]:
+        rows = encode_items(learner.tokenizer, answers)
+        with torch.no_grad():
+            found = answer_entropy(_bare(learner), rows, int(learner.tokenizer.pad_token_id), learner.device)
+        return [in_entropy_band(nats) for nats in found]
+
     if "reward_model" in desk.inputs:
-        return load_judge(desk.inputs["reward_model"], desk.device).phis
+        return {ENTROPY_BAND: entropy_band, LEARNED: load_judge(desk.inputs["reward_model"], desk.device).phis}
     if LEARNED in errand.shaping.weights:
         raise ValueError("a shaping that pays for the learned feature needs a reward model")
-    return None
+    return {ENTROPY_BAND: entropy_band}
 
 
 def _arguments(errand: Errand, desk: Desk, exercises: Exercises, record: Record, steps: int) -> GRPOConfig:

@@ -175,15 +175,33 @@ def answer_log_p(model: torch.nn.Module, rows: Sequence[Encoded], pad: int, devi
     ]
 
 
+def answer_entropy(model: torch.nn.Module, rows: Sequence[Encoded], pad: int, device: str) -> list[float]:
+    """Mean entropy, in nats, of what a model might have written at each place of an answer, given what precedes."""
+    found: list[float] = []
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[begin:begin + ROWS_AT_ONCE]
+        log_p, _ = _log_p(model, part, pad, device)
+        entropy = -(log_p.exp() * log_p).nansum(dim=-1).cpu()           # 0 ln 0 is 0
+        found += [float(entropy[row, places].mean()) for row, places in enumerate(_of_answers(part))]
+    return found
+
+
 def _answer_log_p(model: torch.nn.Module, rows: Sequence[Encoded], pad: int, device: str) -> list[list[float]]:
+    log_p, ids = _log_p(model, rows, pad, device)
+    chosen = log_p.gather(2, ids[:, 1:, None]).squeeze(2).cpu()
+    return [chosen[row, places].tolist() for row, places in enumerate(_of_answers(rows))]
+
+
+def _log_p(model: torch.nn.Module, rows: Sequence[Encoded], pad: int, device: str) -> tuple[Tensor, Tensor]:
+    """ln p of every token at every place but the first [row, place, token], and the ids [row, place]."""
     batch = to_device(pad_rows(rows, pad), device)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    chosen = batch["input_ids"][:, 1:, None]
-    log_p = logits[:, :-1].float().log_softmax(dim=-1).gather(2, chosen).squeeze(2).cpu()
-    return [
-        log_p[row, len(prompt) - 1:len(prompt) + len(answer) - 1].tolist()
-        for row, (prompt, answer) in enumerate(rows)
-    ]
+    return logits[:, :-1].float().log_softmax(dim=-1), batch["input_ids"]
+
+
+def _of_answers(rows: Sequence[Encoded]) -> list[slice]:
+    """Where in a row its answer stands, the first place left out."""
+    return [slice(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in rows]
 
 
 def to_device(batch: Batch, device: str) -> Batch:

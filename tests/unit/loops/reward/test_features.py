@@ -5,15 +5,25 @@ from __future__ import annotations
 import pytest
 
 from loops.reward.catalogue import measure
-from loops.reward.features import FEATURES, NEUTRAL, FeatureClass
+from loops.reward.features import (
+    ENTROPY_BAND,
+    FEATURES,
+    LEAST_NATS,
+    MOST_NATS,
+    NEUTRAL,
+    USUAL,
+    FeatureClass,
+    in_entropy_band,
+)
 
 
 def phi(name: str, completion: str, reference: str | None = None, siblings: tuple[str, ...] = (), prompt: str = ""):
     return FEATURES[name].phi(prompt, completion, reference, siblings)
 
 
-def test_at_most_eight_features_have_the_names_they_are_filed_under():
-    assert len(FEATURES) <= 8
+def test_features_have_the_names_they_are_filed_under_and_at_most_eight_are_usual():
+    assert len(USUAL) <= 8
+    assert FEATURES.keys() >= set(USUAL)
     assert all(name == feature.name for name, feature in FEATURES.items())
 
 
@@ -44,6 +54,29 @@ def test_brevity_is_one_half_at_the_groups_mean_and_more_below_it():
     group = ("a b", "a b c d")
     assert phi("brevity", "a b c", siblings=group) == pytest.approx(0.5)
     assert phi("brevity", "a", siblings=group) > 0.5
+
+
+def test_the_length_band_is_from_half_to_twice_the_reference_or_the_groups_median():
+    for count, expected in ((0, 0.0), (1, 0.5), (2, 1.0), (4, 1.0), (8, 1.0), (16, 0.5), (32, 0.25)):
+        assert phi("length_band", "a " * count, "1 2 3 4") == expected
+    group = ("a b", "a b", "a b c d e f g h")
+    assert [phi("length_band", text, siblings=group) for text in group] == [1.0, 1.0, 0.5]
+    assert phi("length_band", "12345678", "1234") == phi("length_band", "") == phi("length_band", "", "") == 1.0
+    assert FEATURES["length_band"].klass is FeatureClass.RIGHT
+
+
+def test_the_format_is_that_of_the_reference_whatever_its_words_and_numbers():
+    assert phi("format", "hund: 7, katze: 12", "dog: 31, cat: 5") == 1.0
+    assert phi("format", "31.", "dog: 31, cat: 5") == 0.0
+    assert phi("format", "dog: many, cat: few", "dog: 31, cat: 5") == pytest.approx(1 / 2)
+    assert phi("format", "the answer is 12", "12") == pytest.approx(2 / 5)
+    assert phi("format", "12") == NEUTRAL
+
+
+def test_the_entropy_band_is_left_by_a_model_that_is_too_sure_and_by_one_that_guesses():
+    assert [in_entropy_band(nats) for nats in (-1e-9, LEAST_NATS / 2, LEAST_NATS, MOST_NATS)] == [0, 0.5, 1, 1]
+    assert in_entropy_band(4 * MOST_NATS) == 0.25
+    assert phi(ENTROPY_BAND, "any") == NEUTRAL
 
 
 def test_repetition_is_not_varied_and_invention_is_not_grounded():

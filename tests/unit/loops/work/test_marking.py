@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loops.reward.features import FEATURES
+from loops.reward.features import USUAL
 from loops.reward.shaping import Evidence, Shaping
 from loops.work.marking import KEPT_SUCCESSES, REWARD_SCALE, Marking, Question, Record
 from safety.yardstick.items import Item
@@ -14,7 +14,7 @@ ITEMS = [Item.of("say one two", "one two"), Item.of("say three four", "three fou
 
 def marking(shaping: Shaping, group: int = 2, references: bool = True) -> Marking:
     questions = [Question(item, [1, place], exact) for place, item in enumerate(ITEMS)]
-    record = Record(0, Evidence.empty(FEATURES).to_json())
+    record = Record(0, Evidence.empty(USUAL).to_json())
     return Marking(questions, group, frozenset({END}), shaping, 0.4, record, references)
 
 
@@ -78,7 +78,7 @@ def test_groups_whose_rewards_are_all_equal_are_counted_group_by_group() -> None
 def test_a_second_verifier_decides_nothing_and_its_disagreements_are_counted() -> None:
     item = Item.of("what is 990 + 10", "1000")
     question = Question(item, [1], exact, numeric)
-    marks = Marking([question], 4, frozenset({END}), Shaping(), 0.4, Record(0, Evidence.empty(FEATURES).to_json()))
+    marks = Marking([question], 4, frozenset({END}), Shaping(), 0.4, Record(0, Evidence.empty(USUAL).to_json()))
     rewards = marks(["1000", "1,000", "1e3", "7"], [[5, END]] * 4, [0] * 4)
     assert rewards == [REWARD_SCALE, 0.0, 0.0, 0.0]
     assert (marks.record.judged_twice, marks.record.disagreed, marks.record.disagreement) == (4, 2, 0.5)
