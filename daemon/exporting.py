@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from daemon.bill_of_materials import bill_of_materials
+from daemon.keeping import beside, own_folder
 from daemon.model_card import model_card
 from daemon.provenance import Provenance, provenance
 from daemon.reports import artefact_path, digest_named, places_of
@@ -40,7 +39,7 @@ def export_model(config: Path | None, what: str, folder: Path) -> str:
         records = {name: reading.artefact(name) for name in [*_models(history), *history.met.values()]}
     folders = {model: path for model in _models(history) if (path := artefact_path(places, model)).is_dir()}
     try:
-        with _beside(whole) as partial:
+        with own_folder(beside(whole, "export")) as partial:
             _write(partial, history, folders, {name: record for name, record in records.items() if record})
             if folder.is_dir():
                 folder.rmdir()
@@ -48,22 +47,6 @@ def export_model(config: Path | None, what: str, folder: Path) -> str:
     except (OSError, HeaderError) as error:
         raise UserError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
     return f"{digest[:12]} is in {folder}"
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A new folder beside it, which is gone afterwards if it was not moved. UserError where there is one."""
-    partial = folder.with_name(folder.name + ".partial")
-    try:
-        partial.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(
-            f"{partial} is in the way: another export is writing it, or was killed (then take it away)"
-        ) from error
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(folder: Path, history: Provenance, folders: dict[str, Path], records: dict[str, JsonObject]) -> None:

@@ -33,10 +33,10 @@ def write_backup(config: Path | None, file: Path) -> None:
     It is written in a folder beside it, which a later attempt clears away where a kill left it, and appears under its
     name when all of it is on the disk.
     """
-    places, beside = places_of(config), file.with_name(file.name + ".partial")
+    places, unfinished = places_of(config), beside(file, "backup")
     if file.exists():
-        if beside.is_dir():                                         # killed when the backup had its name already
-            with own_folder(beside):
+        if unfinished.is_dir():                                     # killed when the backup had its name already
+            with own_folder(unfinished):
                 pass
         raise UserError(f"{file} exists: a backup never overwrites")
     if not places.database.is_file():
@@ -44,7 +44,7 @@ def write_backup(config: Path | None, file: Path) -> None:
     try:
         with (
             at_rest(places.state / ARTIFACTS, alone=False),
-            own_folder(beside) as partial,
+            own_folder(unfinished) as partial,
         ):
             written = partial / file.name
             _write(places, partial / f"{file.name}.db", written)
@@ -58,6 +58,11 @@ def write_backup(config: Path | None, file: Path) -> None:
     except sqlite3.Error as error:
         raise HostError(f"cannot write the backup {file}: {error}") from error
     sys.stdout.write(f"wrote {file}, {file.stat().st_size:,} bytes\n")
+
+
+def beside(path: Path, command: str) -> Path:
+    """The folder beside a path in which a command makes what will stand there. It has a name that nobody else gives."""
+    return path.with_name(f".{path.name}.kaizend-{command}")
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def at_rest(folder: Path, *, alone: bool) -> Iterator[None]:
         raise in_one_line("open", folder, error) from error
     try:
         if not grab(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
-            raise UserError(f"{folder} is in use by a backup, a restore or gc: try again when that is done")
+            raise UserError(f"{folder} is in use by a backup, a restore, an export or gc: try again when that is done")
         yield
     finally:
         os.close(handle)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from daemon.keeping import ARTIFACTS, DATABASE, FILES, KEYS, VAULT, own_folder
+from daemon.keeping import ARTIFACTS, DATABASE, FILES, KEYS, VAULT, beside, own_folder
 from daemon.lock import holder
 from daemon.places import Places
 from daemon.reports import places_of
@@ -35,7 +35,7 @@ def restore_backup(config: Path | None, file: Path) -> None:
     _refuse_occupied(places)
     places = replace(places, state=places.state.resolve())              # it may be a link to another disk
     try:
-        with own_folder(places.state.with_name(places.state.name + ".restoring")) as fresh:
+        with own_folder(beside(places.state, "restore")) as fresh:
             if not _verifies(places, file, fresh):
                 raise UserError(f"{file} does not verify (see above): nothing was restored")
             failpoint("restore.verified")
@@ -59,7 +59,7 @@ def try_restore(config: Path | None, file: Path) -> int:
     """
     places = places_of(config)
     try:
-        with own_folder(file.with_name(file.name + ".drill")) as fresh:
+        with own_folder(beside(file, "drill")) as fresh:
             holds = _verifies(places, file, fresh)
             failpoint("restore.drilled")
     except OSError as error:

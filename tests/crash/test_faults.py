@@ -174,13 +174,12 @@ def strike_command(ward: Ward, words: tuple[str, ...], point: str, fault: Fault)
     again = victim.command(*words)
     if again.status not in (0, 2) or len(again.complaint) != (again.status == 2):
         ward.toll.violations.append(f"{words[0]} after {point}={fault}: {again}")
-    for left in [*victim.folder.parent.glob("*.drill"), *victim.folder.glob("var.restoring")]:
+    for left in [*victim.folder.parent.glob(".*.kaizend-*"), *victim.folder.glob(".*.kaizend-*")]:
         ward.toll.violations.append(f"{words[0]} after {point}={fault}: {left} was left")
     if words[0] != "backup":
         ward.bury(victim, as_undisturbed=None)
         return
     assert (victim.folder / "kaizend.tar").is_file()
-    assert not list(victim.folder.glob("*.partial"))
     shutil.rmtree(victim.life.state)
     assert victim.command("restore", "kaizend.tar").status == 0
     ward.bury(victim)

@@ -17,6 +17,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from miniature import ROOT, environment
 from watching import asked, channels, complaint, kaizend, links_agree, listing, rows, serving, stop
 
+from daemon.keeping import beside
 from daemon.lock import at_rest
 
 Spoil = Callable[[Path], object]
@@ -142,19 +143,20 @@ def test_what_is_exported_loads_and_its_card_names_licences_and_evidence(finishe
 
 
 def test_an_export_takes_nothing_away_and_needs_a_folder_that_nobody_is_in(finished: Path, tmp_path: Path) -> None:
-    notes = tmp_path / "out.partial" / "notes"
-    notes.parent.mkdir()
-    notes.write_text("mine")
-    said = complaint(kaizend(finished, "export", "stable", str(tmp_path / "out")))
-    assert f"{notes.parent} is in the way" in said
-    assert (notes.read_text(), (tmp_path / "out").exists()) == ("mine", False)
+    notes, left = tmp_path / "out.partial" / "notes", beside(tmp_path / "out", "export") / "config.json"
+    for file in (notes, left):
+        file.parent.mkdir()
+        file.write_text("mine")
+    assert kaizend(finished, "export", "stable", str(tmp_path / "out")).returncode == 0
+    assert notes.read_text() == "mine"
+    assert not left.parent.exists()                                       # what a killed one had left
     empty = tmp_path / "empty"
     empty.mkdir()
     for place in (".", str(empty)):
         said = complaint(kaizend(empty, "export", "stable", place, "-c", str(finished)))
         assert "is the folder you are in" in said
     assert kaizend(empty, "export", "stable", "in/it", "-c", str(finished)).returncode == 0
-    assert not list(tmp_path.rglob("in/*.partial"))
+    assert not list(tmp_path.rglob(".*.kaizend-*"))
 
 
 def test_an_export_has_a_valid_bill_of_materials_and_comes_out_the_same_again(finished: Path, tmp_path: Path) -> None:
@@ -218,9 +220,12 @@ def test_what_a_kill_left_beside_a_finished_backup_is_cleared_by_the_next_try(li
         [sys.executable, "-m", "daemon", "backup", "kaizend.tar"], cwd=life,
         env=environment() | {"KAIZEND_FAILPOINT": "backup.renamed=kill"}, check=False, capture_output=True,
     )
-    assert sorted(life.glob("kaizend.tar*")) == [life / "kaizend.tar", life / "kaizend.tar.partial"]
+    unfinished = beside(life / "kaizend.tar", "backup")
+    assert (life / "kaizend.tar").is_file()
+    assert unfinished.is_dir()
     assert "a backup never overwrites" in complaint(kaizend(life, "backup", "kaizend.tar"))
-    assert list(life.glob("kaizend.tar*")) == [life / "kaizend.tar"]
+    assert (life / "kaizend.tar").is_file()
+    assert not unfinished.exists()
     assert kaizend(life, "restore", "kaizend.tar", "--drill").returncode == 0
 
 
@@ -274,8 +279,8 @@ def test_gc_and_a_backup_keep_each_other_waiting(life: Path, tmp_path: Path) -> 
         assert kaizend(life, "backup", str(tmp_path / "a.tar")).returncode == 0
     with at_rest(store, alone=True):                                      # as gc does
         assert "try again" in complaint(kaizend(life, "backup", str(tmp_path / "b.tar")))
-    (tmp_path / "b.tar.partial").mkdir()
-    with at_rest(tmp_path / "b.tar.partial", alone=True):                 # another backup to the same file
+    beside(tmp_path / "b.tar", "backup").mkdir()
+    with at_rest(beside(tmp_path / "b.tar", "backup"), alone=True):       # another backup to the same file
         assert "try again" in complaint(kaizend(life, "backup", str(tmp_path / "b.tar")))
     assert not (tmp_path / "b.tar").exists()
 
