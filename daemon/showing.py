@@ -14,7 +14,7 @@ from daemon.places import Places
 from daemon.reports import out, places_of
 from daemon.standing import closed_cycles, facts_in_force, last_release, readings_now
 from safety.bounds import Bounds, DriftBounds, load_bounds, loosened, tightened
-from safety.conditions import calibrated, served
+from safety.conditions import outgrown
 from safety.levels import beyond
 from safety.limits import Refusal, headroom_of, limits_of
 from state.reading import Reading
@@ -122,11 +122,7 @@ def _release(row: Row | None, fresh: Bounds) -> Iterator[str]:
     refusals: list[Refusal | None] = [
         fresh.drifted(row.evidence.get(f"drift_{name}", {}), limits, f"drift.{name}") for name, limits in compared
     ]
-    refusals.append(calibrated(row.evidence, fresh))
-    if "serving" in row.evidence:
-        refusals.append(served(row.evidence["serving"], fresh))
-    if row.evidence.get("drift_week", 0.0) > fresh.rate.drift_per_week:
-        refusals.append(Refusal("rate.drift_per_week", row.evidence["drift_week"], fresh.rate.drift_per_week))
+    refusals += outgrown(row.evidence, fresh)
     yield from (f"the model of row {row.id}: {refusal}" for refusal in refusals if refusal)
 
 

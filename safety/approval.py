@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from safety import gate, protected
+from safety import conditions, gate, protected
 from safety.bounds import Bounds, Refusal
 from safety.closing import Answer, close
 from safety.history import Nominations
@@ -80,7 +80,7 @@ def _outgrown(evidence: JsonObject, bounds: Bounds) -> Refusal | None:
         refusal = bounds.accept(evidence["model"], evidence[f"drift_{name}"], limits, f"drift.{name}")
         if refusal:
             return refusal
-    if refusal := too_noisy(evidence["aa"], bounds):
+    if refusal := too_noisy(evidence["aa"], bounds) or next(conditions.outgrown(evidence, bounds), None):
         return refusal
     rules, now = gate.Rules.from_json(evidence), bounds.gate
     lifetime = gate.Procedure.LIFETIME in (rules.procedure, gate.Procedure(now.procedure))

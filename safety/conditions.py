@@ -46,6 +46,16 @@ def calibrated(evidence: Mapping[str, Any], bounds: Bounds) -> Refusal | None:
     return None if _is_number(error) and error <= allowed else Refusal("behaviour.calibration", error, allowed)
 
 
+def outgrown(evidence: Mapping[str, Any], bounds: Bounds) -> Iterator[Refusal]:
+    """What these conditions, as they are now, no longer allow of the numbers that a nomination's evidence keeps."""
+    refusals = [calibrated(evidence, bounds)]
+    if "serving" in evidence:
+        refusals.append(served(evidence["serving"], bounds))
+    if evidence.get("drift_week", 0.0) > bounds.rate.drift_per_week:
+        refusals.append(Refusal("rate.drift_per_week", evidence["drift_week"], bounds.rate.drift_per_week))
+    yield from (refusal for refusal in refusals if refusal)
+
+
 def served(values: Mapping[str, Any], bounds: Bounds) -> Refusal | None:
     """The first serving limit that is broken, or None. A number that is missing breaks its limit."""
     return next(_broken(values, bounds), None)

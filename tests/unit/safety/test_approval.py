@@ -116,6 +116,9 @@ def test_a_rollback_in_between_makes_it_too_late(tmp_path: Path) -> None:
     ("gate", {"max_noise": 0.0}, None),
     ("guards", {"margin": 0.02}, "guards.margin of naming"),
     ("model", {"max_parameters": 5}, "model.max_parameters"),
+    ("behaviour", {"calibration": 0.05}, "behaviour.calibration"),
+    ("serving", {"latency_ratio": 0.5}, "serving.latency_ratio"),
+    ("rate", {"drift_per_week": 0.1}, "rate.drift_per_week"),
 ])
 def test_bounds_that_were_tightened_in_between_are_honoured(
     tmp_path: Path, section: str, values: dict[str, Any], words: str | None
