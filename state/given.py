@@ -93,6 +93,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise NotValid(str(error)) from error
     if _deeper_than(tree, DEEPEST):
         raise NotValid("nested too deep")
+    if _has_long_integer(tree):                          # TOML knows none, and no float can hold every one
+        raise NotValid("a whole number of more than 64 bits")
     return tree
 
 
@@ -128,6 +130,12 @@ def _deeper_than(value: Any, most: int) -> bool:
         if not level:
             return False
     return True
+
+
+def _has_long_integer(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_has_long_integer, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _mode(path: Path) -> int:
