@@ -61,7 +61,7 @@ def status_report(config: Path | None, as_json: bool) -> int:
         if places.database.is_file():                   # before the first start there is none
             with Reading(places.database) as reading:
                 counts, channels, in_flight = reading.counts(), reading.channels(), reading.open_cycles()
-                held, watched, unwatched = _waiting(reading), _watched(reading), _unwatched(reading, channels)
+                held, watched, unwatched = nomination_waiting(reading), _watched(reading), _unwatched(reading, channels)
     except StateError as error:                         # exit 2 would say that it is paused
         answer["state"] = f"degraded: {error}"
     cycles = _nested(in_flight)
@@ -87,7 +87,7 @@ def status_report(config: Path | None, as_json: bool) -> int:
     return _status_code(body["state"])
 
 
-def _waiting(reading: Reading) -> Row | None:
+def nomination_waiting(reading: Reading) -> Row | None:
     """The nomination that waits for the operator: only the last that passed can."""
     passed = reading.rows(limit=1, events=[str(Event.PASSED)])
     return waiting(passed, reading.rows(limit=MOST_ENDS, after=passed[0].id, events=[str(Event.RELEASE)])) \

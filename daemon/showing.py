@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from daemon.places import Places
-from daemon.reports import out, places_of
+from daemon.reports import nomination_waiting, out, places_of
 from daemon.standing import closed_cycles, facts_in_force, last_release, readings_now
+from safety import conditions
+from safety.approval import outgrown
 from safety.bounds import Bounds, DriftBounds, load_bounds, loosened, tightened
-from safety.conditions import outgrown
 from safety.levels import beyond
 from safety.limits import Refusal, headroom_of, limits_of
 from state.reading import Reading
@@ -96,7 +97,9 @@ def comparison(places: Places, fresh: Bounds) -> JsonObject:
         if old is not None:
             found["looser"], found["tighter"] = loosened(old, fresh), tightened(old, fresh)
         found["accepted"] = not found["looser"]
-        found["refuses"] = [*_models(places, reading, fresh), *_release(last_release(reading), fresh)]
+        found["refuses"] = [
+            *_models(places, reading, fresh), *_release(last_release(reading), fresh), *_waiting(reading, fresh),
+        ]
         found |= _candidates(reading, old, fresh)
     readings = readings_now(places, fresh)
     found["pauses"] = [
@@ -122,8 +125,16 @@ def _release(row: Row | None, fresh: Bounds) -> Iterator[str]:
     refusals: list[Refusal | None] = [
         fresh.drifted(row.evidence.get(f"drift_{name}", {}), limits, f"drift.{name}") for name, limits in compared
     ]
-    refusals += outgrown(row.evidence, fresh)
+    refusals += conditions.outgrown(row.evidence, fresh)
     yield from (f"the model of row {row.id}: {refusal}" for refusal in refusals if refusal)
+
+
+def _waiting(reading: Reading, fresh: Bounds) -> Iterator[str]:
+    """Why the nomination that waits for the operator could not be approved any more."""
+    row = nomination_waiting(reading)
+    refusal = outgrown(row.evidence, fresh) if row else None
+    if row and refusal:
+        yield f"the nomination that waits (row {row.id}): {refusal}"
 
 
 def _candidates(reading: Reading, old: Bounds | None, fresh: Bounds) -> JsonObject:

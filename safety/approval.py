@@ -61,7 +61,7 @@ def _asked(nominations: Nominations, passed: Row) -> Row:
 
 def objection(ledger: Ledger, registry: Registry, asked: Row, passed: Row, bounds: Bounds) -> str | None:
     """Why what passed the gate must not be released any more: what moved, was latched, tightened or changed since."""
-    refusal = _outgrown(passed.evidence, bounds) or _tampered(asked, registry, bounds)
+    refusal = outgrown(passed.evidence, bounds) or _tampered(asked, registry, bounds)
     return stale(ledger, passed) or (str(refusal) if refusal else None)
 
 
@@ -74,7 +74,7 @@ def stale(ledger: Ledger, row: Row) -> str | None:
     return None
 
 
-def _outgrown(evidence: JsonObject, bounds: Bounds) -> Refusal | None:
+def outgrown(evidence: JsonObject, bounds: Bounds) -> Refusal | None:
     """The first bound, as it is now, that the evidence of a passed nomination does not meet."""
     for name, limits in (("reference", bounds.drift.reference), ("stable", bounds.drift.stable)):
         refusal = bounds.accept(evidence["model"], evidence[f"drift_{name}"], limits, f"drift.{name}")

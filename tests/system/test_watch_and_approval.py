@@ -85,6 +85,8 @@ def test_an_approval_after_the_bounds_were_tightened_comes_too_late(waits: tuple
     folder, row = waits
     bounds = folder / "bounds.toml"
     bounds.write_text(bounds.read_text().replace("margin = 0.2", "margin = 0.1"))
+    said = f"would refuse now: the nomination that waits (row {row.id}): guards.margin of maths1: 0.2 is outside 0.1"
+    assert said in kaizend(folder, "bounds", "check").stdout
     done = kaizend(folder, "approve", str(row.id), "--reason", "fine")
     assert done.returncode == 1
     assert "approved too late: guards.margin" in done.stdout
