@@ -228,7 +228,9 @@ def _operators(settings: Settings, bounds: Bounds) -> Iterator[Finding]:
 
 
 def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
-    """Whether the guards can pass at all."""
+    """Whether the guards can pass at all, and every margin has its guard."""
+    for name in sorted(bounds.guards.margins.keys() - {task.name for task in tasks if task.role == "guard"}):
+        yield "guard", False, f"{name}: guards.margins in bounds.toml names it, and there is no guard task of this name"
     for task in tasks:
         if task.role != "guard":
             continue

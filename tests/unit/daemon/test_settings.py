@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from daemon.checkup import _features
+from daemon.checkup import _features, _tasks
 from daemon.settings import load_settings
 from daemon.starting_point import CONFIG_TOML
 from loops.pipeline.recipe import Loss, Stage
 from loops.pipeline.space import Choice
 from loops.reward.loop import RewardSettings
 from safety.bounds import Bounds
-from safety.families import RewardBounds
+from safety.families import GuardBounds, RewardBounds
 from safety.operators import Operator
+from safety.yardstick.items import TaskSpec
 from state.errors import UserError
 
 
@@ -53,6 +54,13 @@ def test_the_check_says_where_the_bounds_do_not_allow_the_learned_feature() -> N
     allowing = Bounds(reward=RewardBounds(features=("places", "learned")))
     assert list(_features(asked, allowing)) == []
     assert list(_features(SimpleNamespace(reward=RewardSettings()), Bounds())) == []
+
+
+def test_the_check_says_which_margin_has_no_guard() -> None:
+    task = TaskSpec("maths1", "guard", {"kind": "bilingual", "family": "maths1"}, guard_items=300)
+    bounds = Bounds(guards=GuardBounds(margins={"maths1": 0.2, "mats1": 0.05}))
+    said = "mats1: guards.margins in bounds.toml names it, and there is no guard task of this name"
+    assert [found[1:] for found in _tasks((task,), bounds) if not found[1]] == [(False, said)]
 
 
 def test_preferences_have_a_recipe_and_ranges_and_a_source_that_no_data_may_be_called_like(tmp_path: Path) -> None:
