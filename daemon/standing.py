@@ -52,8 +52,9 @@ def closed_cycles(reading: Reading, count: int = LATEST) -> list[Row]:
 
 
 def last_release(reading: Reading) -> Row | None:
-    """The newest answered nomination."""
-    return next(iter(reading.rows(limit=1, events=[str(Event.RELEASE)])), None)
+    """The newest answered nomination that was measured: one refused before that says nothing of where bounds stand."""
+    answered = reversed(reading.rows(limit=LATEST, events=[str(Event.RELEASE)]))
+    return next((row for row in answered if isinstance(row.evidence, dict) and "drift_stable" in row.evidence), None)
 
 
 def facts_in_force(places: Places, reading: Reading) -> Iterator[tuple[str, JsonObject]]:
@@ -73,9 +74,10 @@ def _of_ledger(reading: Reading) -> JsonObject:
     now = datetime.now(UTC)
     found: JsonObject = {}
     release = last_release(reading)
-    if release is not None and isinstance(release.evidence, dict):
+    if release is not None:
         found |= of_release(release.evidence)
-        ended = datetime.fromisoformat(release.time)
+    for answered in reading.rows(limit=1, events=[str(Event.RELEASE)]):
+        ended = datetime.fromisoformat(answered.time)
         ended = ended if ended.tzinfo else ended.replace(tzinfo=UTC)
         found["rate.dwell_seconds"] = round((now - ended).total_seconds(), 1)
     day_ago = (now - timedelta(days=1)).strftime(STAMP)
