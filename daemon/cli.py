@@ -89,7 +89,7 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
 @app.command(epilog=example("kaizend log -n 50 --loop architecture --verdict PROMOTED --since 2h"))
 def log(
     config: Config = None,
-    count: Annotated[int, typer.Option("-n", min=1, help="How many rows, the newest last.")] = 20,
+    count: Annotated[int, typer.Option("-n", min=1, max=MOST_ID, help="How many rows, the newest last.")] = 20,
     loop: Annotated[str | None, typer.Option(help="architecture, pipeline or reward.")] = None,
     verdict: Annotated[str | None, typer.Option(help="PROMOTED, REJECTED, REFUSED, ...")] = None,
     since: Annotated[str | None, typer.Option(help="A time (2026-01-31, 2026-01-31T08:00) or 30m, 2h, 7d.")] = None,

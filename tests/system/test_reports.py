@@ -54,6 +54,7 @@ def test_one_line_has_id_verdict_and_reason(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [
+    (("log", "-n", "9" * 22), "Invalid value for '-n'"),
     (("log", "--loop", "house"), "one of architecture, pipeline, reward"), (("log", "--since", "soon"), "--since soon"),
     (("log", "--verdict", "GOOD"), "one of PROMOTED"), (("show", "4711"), "there is no row 4711"),
     (("show", "x"), "not a row, a channel or a known digest"), (("show", "9" * 30), "not a row, a channel"),
