@@ -33,6 +33,7 @@ def restore_backup(config: Path | None, file: Path) -> None:
     """Fill an empty state folder from a backup that verifies; on any problem the folder is left as it was."""
     places = places_of(config)
     _refuse_occupied(places)
+    _refuse_missing(file)
     places = replace(places, state=places.state.resolve())              # it may be a link to another disk
     try:
         with own_folder(beside(places.state, "restore")) as fresh:
@@ -58,6 +59,7 @@ def try_restore(config: Path | None, file: Path) -> int:
     holds and 1 when something does not.
     """
     places = places_of(config)
+    _refuse_missing(file)
     try:
         with own_folder(beside(file, "drill")) as fresh:
             holds = _verifies(places, file, fresh)
@@ -77,14 +79,18 @@ def _refuse_occupied(places: Places) -> None:
         raise UserError(f"{places.state} is not empty: a restore needs an empty state folder (move it away first)")
 
 
+def _refuse_missing(file: Path) -> None:
+    """Raise UserError where there is no file to restore from, before any folder is made for it."""
+    if not file.is_file():
+        raise UserError(f"{file} is not a file")
+
+
 def _verifies(places: Places, file: Path, folder: Path) -> bool:
     """Put a backup into an empty folder and verify it there, told line by line. Raises UserError for what is none."""
     from daemon.audit import audit
     from daemon.trust import Trust
     from state.signing import read_public
 
-    if not file.is_file():
-        raise UserError(f"{file} is not a file")
     _unpack(file, folder)
     _bring_together(file, folder)
     restored = replace(places, state=folder)

@@ -346,6 +346,14 @@ def test_a_drill_of_a_backup_that_does_not_verify_says_so_and_leaves_nothing(lif
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("words", [(), ("--drill",)])
+def test_a_restore_from_where_no_file_is_makes_no_folder(fresh: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    before = listing(tmp_path)
+    for place in (tmp_path / "not" / "there" / "kaizend.tar", tmp_path):
+        assert "is not a file" in complaint(kaizend(fresh, "restore", str(place), *words))
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize("spoil", [
     lambda file: file.write_text("no backup"),
     lambda file: file.write_bytes(gzip.compress(file.read_bytes())),
