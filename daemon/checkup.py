@@ -45,7 +45,7 @@ from safety.yardstick.tasks import draw_some, of_a_file, read_jsonl
 from safety.yardstick.training import RowError
 from safety.yardstick.verifiers import FIRST_ITEMS, junk_paid
 from state import given
-from state.code import PACKAGES
+from state.code import MISSING, PACKAGES, ROOT, digests_of
 from state.errors import UserError, one_line
 from state.reading import Reading
 from state.records import Event, Verdict
@@ -67,7 +67,7 @@ def run_checkup(config: Path | None, as_json: bool) -> int:
         *_verifiers(settings, places), *_levels(settings, tasks), *_features(settings, bounds),
         *_stages(settings, bounds), *_operators(settings, bounds),
         *_tasks(tasks, bounds), *_searched_guards(settings, places),
-        *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
+        *_protected(bounds), *_gate(tasks, bounds, places.database), *_watch(tasks, bounds),
         *_host(settings, places, bounds), *_sandbox(settings, places.state, bounds),
     ]
     found = [(what, well, one_line(text)) for what, well, text in found]
@@ -239,6 +239,13 @@ def _tasks(tasks: tuple[TaskSpec, ...], bounds: Bounds) -> Iterator[Finding]:
             f"{task.name}: {task.guard_items} items, at least {needed} are needed for a margin of "
             f"{bounds.guards.of(task.name):g}"
         )
+
+
+def _protected(bounds: Bounds) -> Iterator[Finding]:
+    """Whether everything that code.modules names is there to be protected."""
+    for name, digest in digests_of(ROOT, bounds.code.modules).items():
+        if digest == MISSING:
+            yield "protected", False, f"{name}: code.modules in bounds.toml names it, and no source file is there"
 
 
 def _searched_guards(settings: Settings, places: Places) -> Iterator[Finding]:

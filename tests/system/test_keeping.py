@@ -69,6 +69,14 @@ def test_check_tells_of_a_stage_that_the_bounds_refuse(fresh: Path) -> None:
     assert findings(fresh, "stage") == {"dpo: pipeline.stages in bounds.toml does not allow it": False}
 
 
+def test_check_tells_of_a_protected_module_that_is_not_there(fresh: Path) -> None:
+    assert findings(fresh, "protected") == {}
+    with (fresh / "bounds.toml").open("a") as bounds:
+        bounds.write('\n[code]\nmodules = ["safety", "state", "loops/cycles.py"]\n')
+    told = "loops/cycles.py: code.modules in bounds.toml names it, and no source file is there"
+    assert findings(fresh, "protected") == {told: False}
+
+
 def test_check_tells_of_operators_that_the_bounds_refuse_and_of_too_many_parents(fresh: Path) -> None:
     assert findings(fresh, "operator") == {}
     text, allowed = (fresh / "kaizend.toml").read_text(), 'operators = ["task_arithmetic", "keep"]\nmax_parents = 1\n'
