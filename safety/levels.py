@@ -8,7 +8,7 @@ decision depends on one, so a level may be set and changed freely. Standard libr
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,7 +38,7 @@ def read_levels(body: Any, bounds: Any, where: str) -> dict[str, float]:
         value, about = limits[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BoundsError(f"{where}: key {name!r} in section [warn]: only a number can have a warning level")
-        if isinstance(level, bool) or not isinstance(level, (int, float)) or not math.isfinite(level):
+        if isinstance(level, bool) or not isinstance(level, (int, float)) or not abs(level) <= sys.float_info.max:
             raise BoundsError(f"{where}: key {name!r} in section [warn] must be a number, got {level!r}")
         if beyond(level, value, about.looser):
             raise BoundsError(f"{where}: key {name!r} in section [warn] is {level:g}, past the limit {value:g} itself")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 MOST_TOML: Final = 128 * 2**10
+UNSAYABLE: Final = 10**sys.int_info.default_max_str_digits
 MOST_DOTS: Final = 500
 """In one line, outside a comment."""
 MOST_TEXT: Final = 512 * 2**20
@@ -93,8 +95,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise NotValid(str(error)) from error
     if _deeper_than(tree, DEEPEST):
         raise NotValid("nested too deep")
-    if _has_long_integer(tree):                          # TOML knows none, and no float can hold every one
-        raise NotValid("a whole number of more than 64 bits")
+    if _has_unsayable(tree):                             # in hexadecimal the parser takes it
+        raise NotValid("a number of thousands of digits")
     return tree
 
 
@@ -132,10 +134,11 @@ def _deeper_than(value: Any, most: int) -> bool:
     return True
 
 
-def _has_long_integer(value: Any) -> bool:
+def _has_unsayable(value: Any) -> bool:
+    """Whether a whole number is longer than Python turns into text, as an error about it would."""
     if isinstance(value, (dict, list)):
-        return any(map(_has_long_integer, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, int) and not -(2**63) <= value < 2**63
+        return any(map(_has_unsayable, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) >= UNSAYABLE
 
 
 def _mode(path: Path) -> int:

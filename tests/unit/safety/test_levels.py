@@ -32,9 +32,10 @@ def test_levels_are_written_by_the_names_of_the_bounds_in_either_way_of_toml(tmp
     ("[warn]\ngate.alpha = 0.06", ["'gate.alpha'", "past the limit 0.05"]),
     ("[warn]\nresources.min_disk_free_gib = 4.0", ["'resources.min_disk_free_gib'", "past the limit 5"]),
     ("warn = 3", ["[warn]", "section"]),
-    ("[warn]\nrate.dwell_seconds = 1" + 400 * "0", ["more than 64 bits"]),
-    ("[rate]\nreleases_per_day = 0x1" + 5000 * "0", ["more than 64 bits"]),
-    ("[gate]\nalpha = [{ a = 0x1" + 5000 * "0" + " }]", ["more than 64 bits"]),
+    ("[warn]\nrate.dwell_seconds = 1" + 400 * "0", ["'rate.dwell_seconds'", "number"]),
+    ("[warn]\nrate.dwell_seconds = -1" + 400 * "0", ["'rate.dwell_seconds'", "number"]),
+    ("[rate]\nreleases_per_day = 0x1" + 5000 * "0", ["a number of thousands of digits"]),
+    ("[gate]\nalpha = [{ a = 0x1" + 5000 * "0" + " }]", ["a number of thousands of digits"]),
 ])
 def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, words: list[str]) -> None:
     with pytest.raises(BoundsError) as caught:
